@@ -1,0 +1,177 @@
+"""YAML and overrides -> plain dataclasses. The only user of hydra.
+
+configs/*.yaml + "key=value" -> hydra composes against the dataclasses below -> OmegaConf.to_object, where
+each dataclass checks itself -> objects with attributes; no DictConfig goes further than this file.
+"""
+
+import difflib
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar
+
+import hydra
+import yaml
+from hydra.core.config_store import ConfigStore
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import configs
+from mofore.checkpoint import CheckpointConfig
+from mofore.data.dataset import DataConfig
+from mofore.ema import TeacherConfig
+from mofore.engine import EngineConfig
+from mofore.errors import UserError
+from mofore.models.encoder import BackboneConfig, check_tubelets
+from mofore.models.forecaster import ForecasterConfig
+from mofore.optim import OptimizerConfig
+from mofore.pretraining import LossConfig, ModelConfig
+
+FOLDER = Path(configs.__file__).parent
+
+
+@dataclass
+class PretrainConfig:
+    """A run. `mofore pretrain KEY=VALUE ...` sets any of these."""
+
+    run_dir: str = "runs/pretrain"  # where everything of the run lies; a run that stands there goes on
+    steps: int = 10000
+    seed: int = 0
+    global_batch: int = 64  # videos a step, over all ranks
+    micro_batch: int | None = None  # videos a rank takes at once; None: its whole share
+    workers: int = 2  # processes a rank that decode; 0 decodes in the rank itself
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    forecaster: ForecasterConfig = field(default_factory=ForecasterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.global_batch) < 1 or self.workers < 0:
+            raise UserError(
+                f"steps={self.steps} and global_batch={self.global_batch} must be at least 1, "
+                f"workers={self.workers} at least 0."
+            )
+        if self.global_batch < 2 and self.loss.contrast > 0:
+            raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
+        check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
+
+    def model(self) -> ModelConfig:
+        return ModelConfig(self.data.frames, self.data.size, self.backbone, self.forecaster, self.loss)
+
+    def cut_batch(self, world: int) -> tuple[int, int]:
+        """(micro-batch of a rank, micro-batches a step). UserError where the global batch does not divide."""
+        share = self.global_batch // world
+        micro = share if self.micro_batch is None else self.micro_batch
+        if share == 0 or self.global_batch % world or micro < 1 or share % micro:
+            raise UserError(
+                f"global_batch={self.global_batch} does not divide into micro-batches of {micro} on {world} "
+                f"rank(s): make it a multiple of micro_batch * ranks."
+            )
+        return micro, share // micro
+
+
+@dataclass
+class EvaluateConfig:
+    """An evaluation of a run's newest checkpoint. `mofore evaluate run=RUN KEY=VALUE ...`."""
+
+    run: str = MISSING  # run folder
+    manifest: str | None = None  # None: the manifest that the run was trained on
+    views: int = 4  # clips of a video, evenly spread; its embedding is their mean
+    batch: int = 16  # videos at once
+    workers: int = 2
+    k: int = 20  # neighbours of kNN
+    temperature: float = 0.07  # of their weights
+    resamples: int = 1000  # of the bootstrap
+    seed: int = 0
+    force: bool = False  # extract the features again even where they are cached
+
+    def __post_init__(self) -> None:
+        if (
+            min(self.views, self.batch, self.k, self.resamples) < 1
+            or self.workers < 0
+            or self.temperature <= 0
+        ):
+            raise UserError(
+                "evaluate: views, batch, k and resamples must be at least 1, temperature above 0."
+            )
+
+
+T = TypeVar("T", PretrainConfig, EvaluateConfig)
+
+
+def compose(kind: type[T], overrides: list[str]) -> T:
+    """The configuration that configs/pretrain.yaml (or evaluate.yaml) and the overrides make.
+
+    Raises UserError for an unknown key, a wrong type or an impossible combination, naming it.
+    """
+    name = "pretrain" if kind is PretrainConfig else "evaluate"
+    ConfigStore.instance().store(name=f"{name}_schema", node=kind)
+    try:
+        with hydra.initialize_config_dir(str(FOLDER), version_base="1.3", job_name=name):
+            composed = hydra.compose(name, overrides)
+        missing = sorted(OmegaConf.missing_keys(composed))
+        if missing:
+            raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command.")
+        return OmegaConf.to_object(composed)  # type: ignore[return-value]
+    except (HydraException, OmegaConfBaseException) as reason:
+        raise UserError(_explain(reason, kind)) from reason
+
+
+def _explain(reason: Exception, kind: type) -> str:
+    """One sentence of hydra's or omegaconf's many, and the nearest key that exists."""
+    cause: BaseException = reason
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if isinstance(cause, UserError):  # a dataclass checked itself
+        return str(cause)
+    said = f"{cause}".strip() or str(reason)
+    key = str(getattr(cause, "full_key", None) or "")
+    text = " ".join(
+        line.strip()
+        for line in said.splitlines()
+        if not line.strip().startswith(("object_type", "full_key", "reference_type"))
+    )
+    close = (
+        difflib.get_close_matches(key, list(flatten(asdict_plain(kind()))), n=1, cutoff=0.6) if key else []
+    )
+    hint = f" Did you mean {close[0]}?" if close else ""
+    return f"configuration: {key + ': ' if key and key not in text else ''}{text}{hint}"
+
+
+def asdict_plain(config: Any) -> dict[str, Any]:
+    """Nested plain dictionary of a configuration: enums by name."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return value.name if isinstance(value, Enum) else value
+
+    return plain(asdict(config))
+
+
+def flatten(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """{"data": {"size": 1}} -> {"data.size": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+    return flat
+
+
+def write_config(config: PretrainConfig, path: Path) -> None:
+    path.write_text(yaml.safe_dump(asdict_plain(config), sort_keys=False))
+
+
+def read_config(path: Path) -> PretrainConfig:
+    """The configuration that `write_config` wrote. UserError where there is none, or it does not fit."""
+    if not path.is_file():
+        raise UserError(f"{path.parent} is no run folder: it has no {path.name}.")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as reason:
+        raise UserError(f"{path}: {_explain(reason, PretrainConfig)}") from reason

@@ -1,0 +1,86 @@
+"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, colour.
+
+Place is shared by a context and its targets, or a forecast of tokens would have no meaning; colour is drawn
+for each clip alone, so that what a clip shows cannot be told by its palette.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as V
+
+from mofore.errors import UserError
+
+
+@dataclass
+class AugmentConfig:
+    crop: float = 0.4  # smallest share of the largest square that a crop keeps; 1 = centre crop
+    flip: float = 0.5  # probability of a mirror image, the same for context and targets
+    colour: float = 0.4  # strength of brightness, contrast and saturation changes; 0 = none
+    hue: float = 0.1  # largest turn of the colour circle, 0..0.5
+    grey: float = 0.0  # probability of a clip without colour
+
+    def __post_init__(self) -> None:
+        if not 0 < self.crop <= 1:
+            raise UserError(f"data.augment.crop={self.crop} is a share: give 0 < crop <= 1.")
+        if not (0 <= self.flip <= 1 and 0 <= self.grey <= 1):
+            raise UserError(f"data.augment: flip={self.flip} and grey={self.grey} are probabilities, 0 to 1.")
+        if not (0 <= self.colour < 1 and 0 <= self.hue <= 0.5):
+            raise UserError(
+                f"data.augment: need 0 <= colour={self.colour} < 1 and 0 <= hue={self.hue} <= 0.5."
+            )
+
+
+class Place(NamedTuple):
+    """Where a sample looks: a square of the frame, and whether it is mirrored."""
+
+    top: int
+    left: int
+    side: int
+    mirrored: bool
+
+
+def draw_place(rng: np.random.Generator, height: int, width: int, augment: AugmentConfig) -> Place:
+    """A square of `crop`..1 of the area of the largest one, anywhere in the frame."""
+    largest = min(height, width)
+    if augment.crop == 1:
+        return centre_place(height, width)._replace(mirrored=bool(rng.random() < augment.flip))
+    side = max(1, round(largest * float(np.sqrt(rng.uniform(augment.crop, 1)))))
+    top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
+    return Place(int(top), int(left), side, bool(rng.random() < augment.flip))
+
+
+def centre_place(height: int, width: int) -> Place:
+    side = min(height, width)
+    return Place((height - side) // 2, (width - side) // 2, side, False)
+
+
+def cut(frames: NDArray[np.uint8], place: Place, size: int) -> Tensor:
+    """The square of every frame, resized (bilinear, antialiased): u8 [T, 3, size, size]."""
+    images = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    images = V.resized_crop(
+        images, place.top, place.left, place.side, place.side, [size, size], antialias=True
+    )
+    return V.horizontal_flip(images) if place.mirrored else images
+
+
+def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
+    """One change of colour for the whole clip u8 [T, 3, H, W], in random strength."""
+    if augment.colour:
+        low, high = 1 - augment.colour, 1 + augment.colour
+        for adjust in (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation):
+            images = adjust(images, rng.uniform(low, high))
+    if augment.hue:
+        images = V.adjust_hue(images, rng.uniform(-augment.hue, augment.hue))
+    if rng.random() < augment.grey:
+        images = V.rgb_to_grayscale(images, num_output_channels=3)
+    return images
+
+
+def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:
+    """The largest centred square, resized: u8 [3, T, size, size]. What evaluation sees."""
+    return cut(frames, centre_place(frames.shape[1], frames.shape[2]), size).transpose(0, 1)

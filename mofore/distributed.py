@@ -1,0 +1,55 @@
+"""Ranks: who am I, what do the others hold. Every function here is a collective where there are several."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def mean(values: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks, in a new tensor."""
+    if world() == 1:
+        return values.clone()
+    values = values.clone()
+    dist.all_reduce(values)
+    return values / world()
+
+
+def any_rank(flag: bool, device: torch.device) -> bool:
+    """True on every rank where it is true on one."""
+    if world() == 1:
+        return flag
+    raised = torch.tensor([float(flag)], device=device)
+    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
+    return bool(raised.item())
+
+
+def gather(tensor: Tensor) -> Tensor:
+    """Tensors [B, ...] of all ranks, in rank order, as one [world * B, ...]; gradients flow back to their rank."""
+    if world() == 1:
+        return tensor
+    return _Gather.apply(tensor)
+
+
+class _Gather(torch.autograd.Function):
+    """All-gather forward; backward sums what every rank's loss says of this rank's rows."""
+
+    @staticmethod
+    def forward(ctx, tensor: Tensor) -> Tensor:  # type: ignore[override]
+        parts = [torch.empty_like(tensor) for _ in range(world())]
+        dist.all_gather(parts, tensor.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        rows = len(gradient) // world()
+        return gradient[rank() * rows : (rank() + 1) * rows]

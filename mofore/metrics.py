@@ -1,0 +1,75 @@
+"""What a run says of itself: one line a step in metrics.jsonl, the same numbers for TensorBoard, a progress bar.
+
+Only rank 0 writes. A resumed run drops the lines of steps that it takes again, so a step stands there once.
+"""
+
+import json
+import os
+import time
+from pathlib import Path
+
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+
+class MetricsLog:
+    """metrics.jsonl and TensorBoard events of a run folder, from step `start` on."""
+
+    def __init__(self, run_dir: Path, start: int, steps: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        forget_after(self.path, start)
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
+
+    def write(self, step: int, **values: Tensor | float) -> None:
+        """One step's numbers; `step` counts from 1."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self.file.write(json.dumps({"step": step} | numbers) + "\n")
+        self.file.flush()
+        for name, number in numbers.items():
+            self.board.add_scalar(name, number, step)
+        self.bar.update()
+        shown = {"loss": "loss", "acc": "contrast_accuracy", "rank": "effective_rank"}
+        self.bar.set_postfix({short: f"{numbers[name]:.3g}" for short, name in shown.items()}, refresh=False)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.board.close()
+        self.file.close()
+
+
+def forget_after(path: Path, step: int) -> None:
+    """Drop the lines of later steps than `step`, and a last line that a kill has torn."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines(keepends=True):
+        if not line.endswith("\n") or json.loads(line)["step"] > step:
+            break
+        kept.append(line)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, path)
+
+
+class Stopwatch:
+    """Seconds since the last look, and how many of them were spent waiting for data."""
+
+    def __init__(self) -> None:
+        self.begin = time.perf_counter()
+        self.waited = 0.0
+
+    def wait(self, batches):
+        """The next batch of an iterator, the wait for it counted."""
+        before = time.perf_counter()
+        batch = next(batches)
+        self.waited += time.perf_counter() - before
+        return batch
+
+    def lap(self) -> tuple[float, float]:
+        """(seconds, share of them spent waiting), and start again."""
+        seconds, waited = time.perf_counter() - self.begin, self.waited
+        self.begin, self.waited = time.perf_counter(), 0.0
+        return seconds, waited / seconds

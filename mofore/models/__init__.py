@@ -1,0 +1,1 @@
+"""What turns clips into latents, and context latents into forecasts."""

@@ -1,0 +1,30 @@
+"""A signal asks the run to stop; the run finishes its step, saves, and leaves.
+
+A handler only raises a flag. The ranks agree on it once a step, so that they all save the same step: a save
+inside a handler would wait for ranks that never come.
+"""
+
+import signal
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+
+
+class StopRequest:
+    """Context: within it, the first stop signal is noted in `name`; a second SIGINT stops at once."""
+
+    def __init__(self) -> None:
+        self.name: str | None = None
+
+    def __enter__(self) -> "StopRequest":
+        self.before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.name is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name

@@ -1,0 +1,114 @@
+"""Student, teacher and forecaster as one module, so that one engine shards and saves them together.
+
+    batch -> teach (teacher, no gradient) -> Targets
+    batch, Targets, all keys of the global batch -> student -> forecaster -> Losses
+
+The teacher looks first, at every micro-batch of a step; then the student forecasts one micro-batch after the
+other against the keys of the whole global batch. So the contrast has the same negatives, and the step the
+same loss, however the global batch is cut into ranks and micro-batches.
+"""
+
+import copy
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mofore.errors import UserError
+from mofore.losses import Regression, forecasting_loss, info_nce, normalise
+from mofore.models.encoder import BackboneConfig, VideoEncoder
+from mofore.models.forecaster import ForecasterConfig, ForecasterKind, build_forecaster
+from mofore.types import Batch, Losses, Targets
+
+
+@dataclass
+class LossConfig:
+    """total = forecasting loss + contrast * InfoNCE."""
+
+    regression: Regression = Regression.mse
+    normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
+    contrast: float = 1.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
+    temperature: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.contrast < 0:
+            raise UserError(
+                f"loss.temperature={self.temperature} must be above 0 and loss.contrast={self.contrast} not below."
+            )
+
+
+@dataclass
+class ModelConfig:
+    """What decides the shapes of the weights: all that is needed to build them again."""
+
+    frames: int
+    size: int
+    backbone: BackboneConfig = field(default_factory=BackboneConfig)
+    forecaster: ForecasterConfig = field(default_factory=ForecasterConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+
+
+class Pretraining(nn.Module):
+    """`forward(batch)` -> Targets; `forward(batch, targets, keys, first)` -> Losses.
+
+    One entry for both, because ZeRO-3 and autocast act on calls of the engine's module alone.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.loss = config.loss
+        self.pooled = config.forecaster.kind is ForecasterKind.mlp
+        self.student = VideoEncoder(config.backbone, config.frames, config.size)
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        steps, side = config.frames // config.backbone.tubelet, config.size // config.backbone.patch
+        self.forecaster = build_forecaster(config.forecaster, self.student.dim, steps, side)
+        self.train()
+
+    def train(self, mode: bool = True) -> "Pretraining":
+        """The teacher never drops a path."""
+        super().train(mode)
+        self.teacher.eval()
+        return self
+
+    def forward(
+        self, batch: Batch, targets: Targets | None = None, keys: Tensor | None = None, first: int = 0
+    ) -> Targets | Losses:
+        """keys: [M, D] of the whole global batch, of which rows first.. are this batch's own B * K."""
+        if targets is None:
+            return self.teach(batch)
+        assert keys is not None
+        forecast = self.forecast(batch.context, batch.gaps)
+        queries = F.normalize(forecast.mean(dim=2).flatten(0, 1), dim=-1)
+        positives = torch.arange(first, first + len(queries), device=queries.device)
+        contrast, accuracy = info_nce(queries, keys, positives, self.loss.temperature)
+        regression = forecasting_loss(forecast, targets.tokens, self.loss.regression)
+        total = regression + self.loss.contrast * contrast
+        return Losses(total, regression.detach(), contrast.detach(), accuracy)
+
+    @torch.no_grad()
+    def teach(self, batch: Batch) -> Targets:
+        """What the teacher sees in the targets."""
+        return self.latents(batch.targets)
+
+    @torch.no_grad()
+    def latents(self, clips: Tensor) -> Targets:
+        """The teacher's latents of clips u8 [B, K, C, T, H, W], as the forecaster is asked for them."""
+        tokens = self.teacher(clips.flatten(0, 1)).float()
+        if self.pooled:
+            tokens = tokens.mean(dim=1, keepdim=True)
+        if self.loss.normalise_targets:
+            tokens = normalise(tokens)
+        keys = F.normalize(tokens.mean(dim=1), dim=-1)
+        return Targets(tokens.unflatten(0, clips.shape[:2]), keys.unflatten(0, clips.shape[:2]))
+
+    def forecast(self, context: Tensor, gaps: Tensor) -> Tensor:
+        """The student's forecasts f32 [B, K, M, D] from contexts u8 [B, C, T, H, W] and gaps f32 [B, K]."""
+        return self.forecaster(self.student(context), gaps).float()
+
+
+def build_pretraining(config: ModelConfig, seed: int) -> Pretraining:
+    """Fresh weights, the same for the same seed; the caller's random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return Pretraining(config)

@@ -1,0 +1,99 @@
+"""The run folder: whose it is, and what it was made with.
+
+config.yaml (resolved), environment.json, metrics.jsonl, tensorboard/, checkpoints/, evaluation/, report.html
+"""
+
+import json
+import os
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from mofore.checkpoint import Checkpoint, find_checkpoint, teacher_weights
+from mofore.config import PretrainConfig, asdict_plain, flatten, read_config, write_config
+from mofore.errors import UserError
+from mofore.models.encoder import VideoEncoder
+from mofore.pretraining import Pretraining, build_pretraining
+
+# What may differ when a run goes on: it changes how the work is done, not what is computed.
+FREE = (
+    "run_dir",
+    "workers",
+    "micro_batch",
+    "engine.",
+    "checkpoint.",
+    "data.manifest",
+    "backbone.checkpoint_every",
+)
+PACKAGES = ("torch", "deepspeed", "timm", "decord", "numpy", "safetensors", "pyarrow")
+
+
+def claim_run(config: PretrainConfig, run_dir: Path) -> None:
+    """Make the run folder and its config.yaml. UserError where it belongs to another configuration."""
+    path = run_dir / "config.yaml"
+    if path.exists():
+        there, here = flatten(asdict_plain(read_config(path))), flatten(asdict_plain(config))
+        other = [key for key in here if there[key] != here[key] and not key.startswith(FREE)]
+        if other:
+            differences = "; ".join(f"{key}={there[key]} there, {here[key]} here" for key in other[:5])
+            raise UserError(
+                f"{run_dir} is the run folder of another configuration ({differences}). "
+                "Give another run_dir, or these values to go on with that run."
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    write_config(config, temporary)
+    os.replace(temporary, path)
+
+
+def write_environment(run_dir: Path, manifest_digest: str, world_size: int) -> None:
+    """environment.json: enough to know what a number was made with."""
+    facts = {
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "commit": code_commit(),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "world_size": world_size,
+        "manifest_digest": manifest_digest,
+    }
+    temporary = run_dir / "environment.json.tmp"
+    temporary.write_text(json.dumps(facts, indent=1))
+    os.replace(temporary, run_dir / "environment.json")
+
+
+def code_commit() -> str | None:
+    """The git commit of this code, with "+changes" where the tree differs from it; None outside a checkout."""
+    root = Path(__file__).parent.parent
+    ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--match", ""]
+    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    return answer.stdout.strip() or None
+
+
+def newest_checkpoint(run_dir: Path) -> Checkpoint:
+    """The newest checkpoint of a run; UserError where it has none."""
+    if not run_dir.is_dir():
+        raise UserError(f"there is no run folder {run_dir}.")
+    found = find_checkpoint(run_dir)
+    if found is None:
+        raise UserError(
+            f"{run_dir} has no checkpoint yet: pretrain it first, `mofore pretrain run_dir={run_dir} ...`."
+        )
+    return Checkpoint(found)
+
+
+def load_pretraining(run_dir: Path) -> tuple[Pretraining, PretrainConfig, Checkpoint]:
+    """The run's newest student, teacher and forecaster, on the CPU and in eval mode."""
+    config, checkpoint = read_config(run_dir / "config.yaml"), newest_checkpoint(run_dir)
+    model = build_pretraining(config.model(), config.seed)
+    checkpoint.load_weights(model)
+    return model.eval(), config, checkpoint
+
+
+def load_teacher(run_dir: Path) -> tuple[VideoEncoder, PretrainConfig, Checkpoint]:
+    """The run's newest teacher, on the CPU and in eval mode."""
+    config, checkpoint = read_config(run_dir / "config.yaml"), newest_checkpoint(run_dir)
+    encoder = VideoEncoder(config.backbone, config.data.frames, config.data.size)
+    encoder.load_state_dict(teacher_weights(checkpoint))
+    return encoder.eval(), config, checkpoint

@@ -1,0 +1,38 @@
+"""What travels through pretraining, and the shape legend that every module uses.
+
+B  videos in a micro-batch            T  frames in a clip            N  tokens of a clip (T/t * H/p * W/p)
+K  targets of a context               C  colour channels (3)         D  width of the encoder
+H, W  height and width in pixels      t, p  frames and pixels of a tubelet's side
+u8, f32, i64  dtypes of tensors
+
+A batch holds no label: training cannot read what it never receives.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """One micro-batch of one rank. A NamedTuple, because ZeRO-3's hooks walk tuples."""
+
+    context: Tensor  # u8 [B, C, T, H, W]
+    targets: Tensor  # u8 [B, K, C, T, H, W]
+    gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target
+    index: Tensor  # i64 [B] row of the manifest
+
+
+class Targets(NamedTuple):
+    """What the teacher sees in the targets of a batch."""
+
+    tokens: Tensor  # f32 [B, K, N, D] latents to forecast
+    keys: Tensor  # f32 [B, K, D] unit vectors, one a target clip
+
+
+class Losses(NamedTuple):
+    """Scalars (f32 []) of one micro-batch, each a mean over its B * K forecasts."""
+
+    total: Tensor
+    forecast: Tensor
+    contrast: Tensor
+    contrast_accuracy: Tensor

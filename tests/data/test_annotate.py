@@ -1,0 +1,129 @@
+"""annotate: UCF101's lists as they are found in the wild, with every contradiction named."""
+
+import pytest
+
+from mofore.data.annotate import annotate, read_classes
+from mofore.data.sources import find_sources
+from mofore.errors import UserError
+
+NAMES = [f"{name}/v_{name}_g{group:02}_c01.avi" for name in ("Archery", "Bowling") for group in (1, 8)]
+
+
+@pytest.fixture
+def root(tmp_path):
+    """Two classes, a video of group 1 and one of group 8 in each; lists go beside."""
+    for name in NAMES:
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "videos" / name).touch()
+    return tmp_path / "videos"
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(name, *lines, end="\r\n"):
+        (tmp_path / name).write_text("".join(line + end for line in lines), newline="")
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def lists(write):
+    """The three files as UCF101 ships them: Windows line ends, numbers in the training list alone."""
+    train = write("trainlist01.txt", f"{NAMES[1]} 1", f"{NAMES[3]} 2")
+    return [train, write("testlist01.txt", NAMES[0], NAMES[2])], write(
+        "classInd.txt", "1 Archery", "2 Bowling"
+    )
+
+
+def test_ucf101(root, lists):
+    splits, classes = lists
+    sources = find_sources(str(root))
+    assert annotate(sources, splits, classes, "ucf101") == []
+    assert [(source.key, source.label, source.group, source.split) for source in sources] == [
+        (NAMES[0], "Archery", "Archery_g01", "test"),
+        (NAMES[1], "Archery", "Archery_g08", "train"),
+        (NAMES[2], "Bowling", "Bowling_g01", "test"),
+        (NAMES[3], "Bowling", "Bowling_g08", "train"),
+    ]
+
+
+def test_numbers_complete_labels_of_a_plain_list(root, lists, write):
+    splits, classes = lists
+    listing = write("all.txt", *(f"{name} {1 + index // 2}" for index, name in enumerate(NAMES)), end="\n")
+    sources = find_sources(str(root), listing)
+    annotate(sources, splits, classes, None)
+    assert [source.label for source in sources] == ["Archery", "Archery", "Bowling", "Bowling"]
+
+
+def test_numbers_of_another_class_are_an_error(root, lists, write):
+    train = write("trainlist01.txt", f"{NAMES[1]} 2", f"{NAMES[3]} 1")
+    with pytest.raises(UserError, match=r"2 lines of .*trainlist01.*list: 2 Bowling, folder: Archery"):
+        annotate(find_sources(str(root)), [train], lists[1], None)
+
+
+def test_one_number_behind_every_line_is_a_mark(root, lists, write):
+    """As in JHMDB's lists, where it stands behind videos of every class."""
+    train = write("trainlist01.txt", *(f"{name} 1" for name in NAMES))
+    sources = find_sources(str(root))
+    annotate(sources, [train], lists[1], None)
+    assert [source.label for source in sources] == ["Archery", "Archery", "Bowling", "Bowling"]
+
+
+def test_a_folder_that_is_no_class_is_an_error(root, write):
+    with pytest.raises(UserError, match=r"2 videos have a label that .*classInd.txt does not know: Bowling"):
+        annotate(find_sources(str(root)), [], write("classInd.txt", "1 Archery"), None)
+
+
+def test_groups_from_a_table(root, write):
+    groups = write("groups.tsv", *(f"{name}\tsource{index % 2}\t1" for index, name in enumerate(NAMES[:3])))
+    sources = find_sources(str(root))
+    notes = annotate(sources, [], None, groups)
+    assert [source.group for source in sources] == ["source0", "source1", "source0", None]
+    assert len(notes) == 1
+    assert "1 of 4 videos has no group" in notes[0]
+    assert NAMES[3] in notes[0]
+
+
+def test_a_group_in_both_splits_is_a_leak(root, lists, write):
+    groups = write("groups.tsv", *(f"{name}\tsource" for name in NAMES))
+    with pytest.raises(UserError, match=r"1 groups are in more than one split.*source \(.*g01.*in test"):
+        annotate(find_sources(str(root)), lists[0], None, groups)
+
+
+def test_a_video_in_both_splits_is_an_error(root, lists, write):
+    test = write("testlist01.txt", NAMES[0], NAMES[1])
+    with pytest.raises(UserError, match=f"1 videos of .*testlist01.* are in another split too: {NAMES[1]}"):
+        annotate(find_sources(str(root)), [lists[0][0], test], None, None)
+
+
+def test_entries_that_are_not_there_are_told(root, write):
+    train = write("trainlist01.txt", NAMES[0], "Archery/gone.avi 1")
+    notes = annotate(find_sources(str(root)), [train], None, None)
+    assert notes[0].startswith("1 of 2 entries of ")
+    assert "Archery/gone.avi" in notes[0]
+    assert "3 of 4 videos are in none of the split lists" in notes[1]
+
+
+def test_a_list_of_other_videos_is_an_error(root, write):
+    train = write("trainlist01.txt", f"videos/{NAMES[0]}")
+    with pytest.raises(UserError, match=f"names none of the videos.*videos/{NAMES[0]}.*is ROOT the folder"):
+        annotate(find_sources(str(root)), [train], None, None)
+
+
+def test_files_that_are_no_such_lists_are_errors(root, write, tmp_path):
+    sources = find_sources(str(root))
+    with pytest.raises(UserError, match="must start with train, test, val"):
+        annotate(sources, [write("fold1.txt", NAMES[0])], None, None)
+    with pytest.raises(UserError, match=r"Cannot read the list .*trainlist09\.txt"):
+        annotate(sources, [str(tmp_path / "trainlist09.txt")], None, None)
+    with pytest.raises(UserError, match="is not a new class"):
+        read_classes(write("classInd.txt", "Archery 1"))
+    with pytest.raises(UserError, match="has no group"):
+        annotate(sources, [], None, write("groups.tsv", NAMES[0]))
+
+
+def test_names_without_a_ucf101_group_are_an_error(root):
+    (root / "Archery" / "mine.avi").touch()
+    with pytest.raises(UserError, match=r"1 names have no UCF101 group.*Archery/mine\.avi"):
+        annotate(find_sources(str(root)), [], None, "ucf101")

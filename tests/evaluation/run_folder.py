@@ -1,0 +1,198 @@
+"""A whole run folder for tests of the report: real video files, embeddings computed from them, real intervals."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from evaluation.features import nearest, unit
+from evaluation.intervals import Bootstrap
+from mofore.data.decode import open_video, read_frames
+from mofore.data.manifest import Row, read_manifest, write_manifest
+from tests.videos import write_video
+
+CLASSES = (
+    "drift & left",
+    "drift right",
+    "fall",
+    "grow",
+    "rise",
+    "swap <b>",
+)  # names that HTML must not take as markup
+
+
+def moving(label: str, seed: int, frames: int = 20, height: int = 72, width: int = 96) -> np.ndarray:
+    """A bright disc on a coloured ground, moved as the class says. u8 [n, H, W, 3]."""
+    rng = np.random.default_rng(seed)
+    ground, disc = rng.integers(20, 110, 3), rng.integers(150, 255, 3)
+    rows, columns = np.mgrid[:height, :width]
+    video = np.empty((frames, height, width, 3), np.uint8)
+    for i, t in enumerate(np.linspace(0, 1, frames)):
+        x = {
+            "drift & left": 0.9 - 0.8 * t,
+            "drift right": 0.1 + 0.8 * t,
+            "swap <b>": 0.2 + 0.6 * (i % 2),
+        }.get(label, 0.5)
+        y = {"fall": 0.1 + 0.8 * t, "rise": 0.9 - 0.8 * t}.get(label, 0.5)
+        radius = height * (0.05 + 0.3 * t if label == "grow" else 0.15)
+        inside = (rows - y * height) ** 2 + (columns - x * width) ** 2 < radius**2
+        video[i] = np.where(inside[..., None], disc, ground)
+    return video
+
+
+def make_videos(folder: Path, groups: int = 4, labelled: bool = True) -> list[Row]:
+    """Two videos a class and source group; the last quarter of the groups is the test part."""
+    rows = []
+    for group in range(groups):
+        for number, label in enumerate(CLASSES * 2):
+            name = f"group{group}-{number:02d}.mp4"
+            frames = moving(label, seed=100 * group + number)
+            write_video(folder / name, frames, fps=10)
+            split = ("test" if group >= groups - max(1, groups // 4) else "train") if labelled else None
+            size = dict(frames=len(frames), fps=10.0, width=96, height=72, duration=len(frames) / 10)
+            known = dict(label=label, group=f"g{group}") if labelled else {}
+            rows.append(Row(name, None, None, **size, digest=name, split=split, **known))  # type: ignore[arg-type]
+    return rows
+
+
+def make_run(
+    folder: Path, manifest: Path, rows: Sequence[Row], evaluated: bool = True, steps: int = 300
+) -> Path:
+    """config.yaml, environment.json and metrics.jsonl, and with `evaluated` what an evaluation leaves."""
+    write_manifest(manifest, rows)
+    (folder / "evaluation").mkdir(parents=True, exist_ok=True)
+    config = {"steps": steps, "seed": 0, "data": {"manifest": str(manifest)}, "teacher": {"momentum": 0.996}}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    environment = {"commit": "0" * 40, "world_size": 1, "packages": {"torch": "2.14.1"}, "host": "<laptop>"}
+    (folder / "environment.json").write_text(json.dumps(environment))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curves(steps)))
+    if evaluated:
+        write_evaluation(folder, manifest, rows)
+    return folder
+
+
+def curves(steps: int) -> list[dict[str, float]]:
+    """What training logs, in its usual shape."""
+    rng = np.random.default_rng(0)
+    lines = []
+    for step in range(1, steps + 1):
+        t = step / steps
+        forecast, contrast = np.exp(-3 * t) + 0.3, 4 * np.exp(-2 * t) + 0.5
+        line = {
+            "forecast": forecast,
+            "contrast": contrast,
+            "loss": forecast + contrast,
+            "grad_norm": 20 * np.exp(-6 * t) + 0.4,
+        }
+        line |= {
+            "contrast_accuracy": 0.9 * (1 - np.exp(-3 * t)),
+            "effective_rank": 8 + 60 * t,
+            "embedding_std": 0.3 + 0.5 * t,
+        }
+        line = {key: float(value * np.exp(rng.normal(0, 0.08))) for key, value in line.items()}
+        line |= {
+            "lr": 1e-3 * min(10 * t, 1) * (1 + np.cos(np.pi * t)) / 2,
+            "momentum": 1 - 0.004 * (1 + np.cos(np.pi * t)) / 2,
+        }
+        line |= {
+            "samples_per_second": float(rng.normal(40, 3)),
+            "data_wait": float(rng.uniform(0, 0.1)),
+            "gap_mean": 0.8,
+        }
+        lines.append({"step": step} | line)
+    return lines
+
+
+def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
+    """features.npz and results.json in the shape that `mofore evaluate` writes."""
+    videos = read_manifest(manifest)
+    clips = [clip(video) for video in videos]
+    pixels = np.array([frames.mean(0).ravel() for frames in clips], np.float32)
+    changes = np.array([np.diff(frames, axis=0).mean(-1).ravel() for frames in clips], np.float32)
+    random = np.random.default_rng(0).normal(size=(pixels.shape[1], 64)).astype(np.float32)
+    encoders = {
+        "trained": changes / changes.std(),
+        "untrained": np.tanh(pixels @ random),
+        "pixels": pixels,
+        "frame differences": np.abs(changes),
+    }
+    columns = {
+        "labels": np.array([row.label or "" for row in rows]),
+        "groups": np.array([row.group or f"video {row.uri}" for row in rows]),
+        "splits": np.array([row.split or "" for row in rows]),
+        "uris": np.array([row.uri for row in rows]),
+    }
+    arrays = {f"{name}/embeddings": embeddings for name, embeddings in encoders.items()}
+    np.savez(folder / "evaluation" / "features.npz", **arrays, **columns, rows=np.arange(len(rows)))  # type: ignore[arg-type]
+    found = [
+        result for name, embeddings in encoders.items() for result in measure(name, embeddings, **columns)
+    ]
+    test = columns["splits"] == "test"
+    protocol = {
+        "name": "manifest-split", "views": 1, "train": int((~test).sum()), "test": int(test.sum()),
+        "classes": len(set(columns["labels"]) - {""}), "groups": len(set(columns["groups"])),
+    }  # fmt: skip
+    results = {
+        "run": str(folder), "checkpoint": {"step": 300, "digest": "ab12" * 16}, "commit": "1" * 40,
+        "manifest_digest": videos.digest, "split_digest": "cd" * 32, "protocol": protocol, "results": found,
+    }  # fmt: skip
+    (folder / "evaluation" / "results.json").write_text(json.dumps(results))
+
+
+def clip(video: Any) -> np.ndarray:
+    """Eight frames over a whole video, 8 x 8 pixels. f32 [8, 8, 8, 3] in 0..1."""
+    reader = open_video(video)
+    frames = read_frames(reader, np.linspace(0, len(reader) - 1, 8).round().astype(int))
+    return (
+        np.stack([np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]).astype(np.float32)
+        / 255
+    )
+
+
+def measure(
+    encoder: str,
+    embeddings: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    splits: np.ndarray,
+    uris: np.ndarray,
+) -> list[dict[str, Any]]:
+    """R@1 and R@5 from test to train, a cosine, the effective rank, and a metric that cannot be had."""
+    test, train = splits == "test", splits == "train"
+    found = []
+
+    def add(
+        metric: str, value: Any = None, protocol: str = "", note: str | None = None, spread: Any = None
+    ) -> None:
+        value, low, high = value if isinstance(value, tuple) else (value, None, None)
+        line = dict(encoder=encoder, metric=metric, value=value, low=low, high=high, n=int(test.sum()))
+        found.append(line | dict(protocol=protocol, note=note, spread=spread))
+
+    if test.any() and (labels != "").any():
+        bootstrap = Bootstrap(uris[test], 200, 0)
+        _, places = nearest(embeddings[test], embeddings[train], 5)
+        hits = labels[train][places] == labels[test][:, None]
+        for metric, scores in (
+            ("knn_accuracy", hits.mean(1) > 0.5),
+            ("retrieval_r1", hits[:, 0]),
+            ("retrieval_r5", hits.any(1)),
+        ):
+            samples = bootstrap.mean(scores.astype(float))
+            low, high = np.percentile(samples[1:], [2.5, 97.5])
+            add(
+                metric,
+                (float(samples[0]), float(low), float(high)),
+                "knn k=5" if metric == "knn_accuracy" else "test -> train, cosine",
+            )
+    values = np.linalg.svd(embeddings, compute_uv=False)
+    share = values[values > 0] / values.sum()
+    cosines = unit(embeddings) @ unit(embeddings).T
+    add("different_video_cosine", float(cosines.mean()), "source groups apart", spread=float(cosines.std()))
+    add("effective_rank", float(np.exp(-(share * np.log(share)).sum())), "RankMe of test")
+    note = None if encoder in ("trained", "untrained") else "a baseline without a forecaster"
+    add("forecast_relative", 0.7 if note is None else None, "forecast_mse over persistence_mse, test", note)
+    return found

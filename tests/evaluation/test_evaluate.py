@@ -1,0 +1,202 @@
+"""Evaluation of a run from end to end: real small videos, a real checkpoint, all four encoders."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from evaluation.console import table
+from evaluation.evaluate import evaluate
+from mofore.checkpoint import save_checkpoint
+from mofore.config import EvaluateConfig, PretrainConfig, write_config
+from mofore.data.dataset import DataConfig, EvaluationClips
+from mofore.data.manifest import Row, read_manifest, write_manifest
+from mofore.data.motion import encode, motion_videos
+from mofore.errors import UserError
+from mofore.models.encoder import BackboneConfig
+from mofore.models.forecaster import ForecasterConfig
+from mofore.pretraining import build_pretraining
+from mofore.run import load_pretraining
+
+FPS, FRAMES, SIZE = 24, 20, 32
+ENCODERS = ["trained", "untrained", "pixels", "frame differences"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> list[Row]:
+    """Ten textures under eight motions; the last video is too short for two clips."""
+    folder = tmp_path_factory.mktemp("videos")
+    made = []
+    for motion, texture, video in motion_videos(10, frames=FRAMES, size=SIZE, fps=FPS):
+        path = folder / motion / f"{texture}.mp4"
+        path.parent.mkdir(exist_ok=True)
+        encode(path, video, FPS)
+        length = FRAMES / FPS
+        made.append(
+            Row(str(path), None, None, FRAMES, FPS, SIZE, SIZE, length, "0", motion, f"texture {texture}")
+        )
+    return made
+
+
+@pytest.fixture
+def run(tmp_path, rows) -> Path:
+    return make_run(tmp_path, rows)
+
+
+def make_run(folder: Path, rows: list[Row], seed: int = 5) -> Path:
+    """A run folder as training leaves it: the weights of a model that was initialised with another seed."""
+    manifest = folder / "manifest.parquet"
+    write_manifest(manifest, rows)
+    config = PretrainConfig(
+        run_dir=str(folder / "run"),
+        data=DataConfig(manifest=str(manifest), frames=4, fps=12.0, size=16, targets=2),
+        backbone=BackboneConfig(embed_dim=16, depth=1, num_heads=2, patch=8),
+        forecaster=ForecasterConfig(dim=16, depth=1, heads=2),
+    )
+    run = folder / "run"
+    run.mkdir()
+    write_config(config, run / "config.yaml")
+    model = build_pretraining(config.model(), seed)
+    tensors = ((f"weights/{name}", lambda p=p: p.data) for name, p in model.named_parameters())
+    save_checkpoint(run, 7, tensors, {"manifest_digest": read_manifest(manifest).digest}, keep_last=1)
+    return run
+
+
+def settings(run: Path, **others) -> EvaluateConfig:
+    return replace(EvaluateConfig(run=str(run), workers=0, resamples=50, batch=8), **others)
+
+
+def results_of(path: Path) -> dict:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, rows) -> Path:
+    run = make_run(tmp_path_factory.mktemp("finished"), rows)
+    evaluate(settings(run))
+    return run
+
+
+def test_every_number_has_an_interval_a_protocol_and_an_n(finished):
+    found = results_of(finished / "evaluation" / "results.json")
+    assert found["checkpoint"]["step"] == 7
+    assert found["protocol"]["name"] == "group-split"
+    assert (found["protocol"]["train"], found["protocol"]["test"]) == (64, 16)
+    assert (found["protocol"]["classes"], found["protocol"]["groups"]) == (8, 10)
+    assert found["protocol"]["pretraining"] == "all videos of this manifest"
+    assert list(dict.fromkeys(result["encoder"] for result in found["results"])) == ENCODERS
+    for result in found["results"]:
+        if result["value"] is None:
+            assert result["note"]
+            assert result["low"] is result["high"] is None
+            continue
+        assert result["low"] <= result["value"] <= result["high"], result
+        assert result["n"] > 0
+        assert result["protocol"].endswith("group-split")
+
+
+def test_all_metrics_stand_for_all_encoders(finished):
+    found = results_of(finished / "evaluation" / "results.json")["results"]
+    metrics = {encoder: [r["metric"] for r in found if r["encoder"] == encoder] for encoder in ENCODERS}
+    assert all(metrics[encoder] == metrics["trained"] for encoder in ENCODERS)
+    assert {
+        "knn_accuracy", "linear_probe_accuracy", "retrieval_r1", "retrieval_r50", "same_video_cosine",
+        "same_class_cosine", "different_class_cosine", "neighbour_cosine", "stability_margin", "forecast_mse",
+        "persistence_mse", "mean_latent_mse", "effective_rank", "embedding_std",
+    } <= set(metrics["trained"])  # fmt: skip
+    forecast = {r["encoder"]: r["value"] for r in found if r["metric"] == "forecast_mse"}
+    assert forecast["pixels"] is forecast["frame differences"] is None
+    assert forecast["trained"] > 0
+    assert forecast["trained"] != forecast["untrained"]
+
+
+def test_the_cache_holds_the_teachers_embeddings_of_the_centre_views(finished, rows):
+    model, config, _ = load_pretraining(finished)
+    manifest = read_manifest(config.data.manifest)
+    clips, row = EvaluationClips(manifest, config.data, np.arange(len(rows)), 4)[11]
+    with torch.inference_mode():
+        expected = model.teacher.embed(clips).numpy()
+    with np.load(finished / "evaluation" / "features.npz") as file:
+        np.testing.assert_allclose(file["trained/clips"][row], expected, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(
+            file["trained/embeddings"][row], expected.mean(axis=0), rtol=1e-3, atol=1e-5
+        )
+        assert file["labels"][row] == rows[11].label
+        assert file["groups"][row] == rows[11].group
+        assert set(file["splits"]) == {"train", "test"}
+        assert file["uris"][row] == rows[11].uri
+
+
+def test_a_second_evaluation_reads_no_video_and_says_the_same(run, rows, tmp_path):
+    first = results_of(evaluate(settings(run)))
+    features = run / "evaluation" / "features.npz"
+    made = features.stat().st_mtime_ns
+    folder = Path(rows[0].uri).parent.parent
+    hidden = folder.rename(folder.with_name("hidden"))
+    try:
+        second = results_of(evaluate(settings(run)))
+        assert features.stat().st_mtime_ns == made
+        assert second == first
+        evaluate(settings(run, k=3))  # what is measured may change, what is extracted stays
+        for other in (settings(run, force=True), settings(run, views=2), settings(run, seed=1)):
+            with pytest.raises(Exception, match="mp4"):
+                evaluate(other)
+    finally:
+        hidden.rename(folder)
+
+
+def test_workers_change_nothing(run, finished):
+    with_worker = results_of(evaluate(settings(run, workers=1)))
+    alone = results_of(finished / "evaluation" / "results.json")
+    for one, other in zip(with_worker["results"], alone["results"], strict=True):
+        assert (one["encoder"], one["metric"]) == (other["encoder"], other["metric"])
+        assert one["value"] == (other["value"] and pytest.approx(other["value"], rel=1e-4))
+
+
+def test_without_labels_the_rest_is_measured_and_that_is_told(tmp_path, rows):
+    run = make_run(tmp_path, [replace(row, label=None) for row in rows])
+    found = results_of(evaluate(settings(run)))
+    metrics = {result["metric"] for result in found["results"]}
+    assert "knn_accuracy" not in metrics
+    assert {"same_video_cosine", "effective_rank", "forecast_mse"} <= metrics
+    assert any("no video has a label" in note for note in found["protocol"]["notes"])
+
+
+def test_short_videos_are_left_out_and_counted(tmp_path, rows):
+    short = [replace(row, duration=0.1) if i % 9 == 0 else row for i, row in enumerate(rows)]
+    found = results_of(evaluate(settings(make_run(tmp_path, short))))
+    assert found["protocol"]["train"] + found["protocol"]["test"] == 80 - 9
+    assert "left out: 9" in found["protocol"]["notes"][0]
+
+
+def test_groups_in_both_parts_are_named_in_every_protocol(tmp_path, rows):
+    leaking = [replace(row, split="test" if i % 5 == 0 else "train") for i, row in enumerate(rows)]
+    found = results_of(evaluate(settings(make_run(tmp_path, leaking))))
+    assert found["protocol"]["name"] == "manifest-split-shared-groups"
+    assert all(result["protocol"].endswith("manifest-split-shared-groups") for result in found["results"])
+    assert "shared between train and test: 10" in found["protocol"]["notes"][0]
+
+
+def test_a_part_without_a_long_enough_video_is_refused(tmp_path, rows):
+    parts = ["test" if i < 8 else "train" for i in range(len(rows))]
+    short = [
+        replace(row, split=part, duration=0.1 if part == "test" else row.duration)
+        for row, part in zip(rows, parts, strict=True)
+    ]
+    with pytest.raises(UserError, match="no test video is long enough"):
+        evaluate(settings(make_run(tmp_path, short)))
+
+
+def test_one_view_is_refused(run):
+    with pytest.raises(UserError, match="views=1"):
+        evaluate(settings(run, views=1))
+
+
+def test_the_printed_table_has_a_row_a_metric_and_a_column_an_encoder(finished):
+    found = results_of(finished / "evaluation" / "results.json")["results"]
+    printed = table(found)
+    assert [str(column.header) for column in printed.columns[1:5]] == ENCODERS
+    assert printed.row_count >= len({result["metric"] for result in found})

@@ -1,0 +1,124 @@
+"""The report in a browser: it loads nothing, fits a phone and a desk, its pictures load and its thumbnails move."""
+
+import os
+import shutil
+
+import pytest
+
+from evaluation.report import write_report
+from tests.evaluation.run_folder import make_run, make_videos
+
+pytestmark = pytest.mark.browser
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+]
+FLAGS += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def browser():
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        assert "browser" not in os.environ.get("MOFORE_REQUIRE", ""), (
+            "chromium is missing: apt-get install chromium"
+        )
+        pytest.skip("needs chromium: apt-get install chromium")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    root = tmp_path_factory.mktemp("report")
+    return write_report(
+        make_run(root / "run", root / "data" / "manifest.parquet", make_videos(root / "data"))
+    )
+
+
+@pytest.fixture
+def visit(browser, report):
+    """Opens the report; the page carries `complaints` (console) and `requests` (all but the file itself)."""
+    contexts = []
+
+    def open_page(width=1280, **options):
+        contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
+        page = contexts[-1].new_page()
+        page.complaints, page.requests = [], []
+        page.on("console", lambda message: page.complaints.append(message.text))
+        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.on("request", lambda request: page.requests.append(request.url))
+        page.goto(report.as_uri())
+        return page
+
+    yield open_page
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_stands_alone_and_fits(visit, report, width, scheme):
+    page = visit(width, color_scheme=scheme)
+    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.complaints == []
+    assert [url for url in page.requests if not url.startswith("data:")] == [report.as_uri()]
+    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+
+
+def test_nothing_from_outside_could_be_loaded(visit):
+    page = visit()
+    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    page.wait_for_timeout(200)
+    assert any("Content Security Policy" in text for text in page.complaints)
+
+
+def pictures(page, count=5):
+    """Screenshots of the first thumbnail, a quarter of a second apart."""
+    thumb = page.locator(".thumb").first
+    thumb.scroll_into_view_if_needed()
+    taken = set()
+    for _ in range(count):
+        taken.add(thumb.screenshot())
+        page.wait_for_timeout(250)
+    return taken
+
+
+def test_thumbnails_move_until_they_are_paused_from_the_keyboard(visit):
+    page = visit()
+    assert len(pictures(page)) > 1
+    page.locator("#pause").focus()
+    page.keyboard.press("Space")
+    assert len(pictures(page)) == 1
+
+
+def test_thumbnails_stand_still_for_readers_who_ask_for_less_motion(visit):
+    page = visit(reduced_motion="reduce")
+    assert len(pictures(page)) == 1
+    assert page.locator(".still").first.is_visible()
+    assert not page.locator(".moving").first.is_visible()
+
+
+def test_a_wide_table_scrolls_inside_its_own_box_from_the_keyboard(visit):
+    page = visit(375)
+    box = page.locator(".scroll").first
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+    box.focus()
+    page.keyboard.press("ArrowRight")
+    page.wait_for_timeout(300)
+    assert box.evaluate("e => e.scrollLeft") > 0
+
+
+def test_the_ink_of_charts_follows_the_colour_scheme(visit):
+    shots = {
+        visit(color_scheme=scheme).locator("#curves ~ .charts img").first.screenshot()
+        for scheme in ("light", "dark")
+    }
+    assert len(shots) == 2

@@ -1,0 +1,108 @@
+"""Small real video files for tests, good and bad, written with PyAV."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+STEP = 4  # grey levels between two frames of `counting`
+
+
+def counting(n: int = 40, height: int = 64, width: int = 64) -> np.ndarray:
+    """Frames u8 [n, H, W, 3], n up to 60, frame i all of one grey, so that `number` knows it again."""
+    assert n <= 60
+    grey = 8 + STEP * np.arange(n, dtype=np.uint8)
+    return np.broadcast_to(grey[:, None, None, None], (n, height, width, 3))
+
+
+def number(frames: np.ndarray) -> list[int]:
+    """Which frames of `counting` these [n, H, W, 3] are."""
+    return np.rint((frames.mean((1, 2, 3)) - 8) / STEP).astype(int).tolist()
+
+
+def noise(n: int = 40, height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
+    """Frames u8 [n, H, W, 3] that do not compress, so that a cut or a scratch hits something."""
+    return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
+
+
+def write_video(
+    path: Path,
+    frames: np.ndarray,
+    fps: int = 24,
+    codec: str = "libx264",
+    timestamps: np.ndarray | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Frames u8 [n, H, W, 3] to a file whose suffix names the container, made with its folder.
+
+    timestamps: seconds of each frame (variable frame rate), to a millisecond. options: the codec's, such as
+    {"bf": "2", "g": "12"}. Odd sizes need libx264.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    height, width = frames.shape[1:3]
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(codec, rate=fps, options=options or {})
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height = width, height
+        stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
+        stream.bit_rate = 8_000_000  # at its default rate MPEG-4 leaves out small changes
+        if timestamps is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for i, array in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(array), format="rgb24")
+            if timestamps is not None:
+                frame.pts, frame.time_base = round(1000 * timestamps[i]), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def audio_only(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("aac", rate=44100)
+        assert isinstance(stream, av.AudioStream)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
+        frame.rate = 44100
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def truncated(path: Path, share: float = 0.6, **options: dict[str, str]) -> Path:
+    """The first `share` of the bytes of a whole video; `options` go to `write_video`."""
+    codec = "mpeg4" if path.suffix == ".avi" else "libx264"
+    write_video(path, noise(), codec=codec, **options)  # type: ignore[arg-type]
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    return path
+
+
+def empty(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
+
+
+def zero_frames(path: Path) -> Path:
+    """An AVI with a header that announces a video stream, and not one frame."""
+    assert path.suffix == ".avi"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=24)
+        assert isinstance(stream, av.VideoStream)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        container.start_encoding()
+    return path
+
+
+def garbage(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(np.random.default_rng(0).bytes(5000))
+    return path
+
+
+def one_frame(path: Path) -> Path:
+    return write_video(path, counting(1))
