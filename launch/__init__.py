@@ -1,0 +1,1 @@
+"""What starts jobs, here or on a cluster: the command line, submission, the demo."""

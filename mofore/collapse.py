@@ -17,10 +17,12 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     not centred. It is bounded by the number of rows, so compare only values taken over as many.
     embeddings: f32 [N, D]. Returns f32 []. All-zero embeddings have rank 0; anything not finite gives nan.
     """
-    embeddings = embeddings.detach().float()
+    embeddings = embeddings.detach().double()
     if not torch.isfinite(embeddings).all():  # the decomposition would raise, and stop a training over a log
-        return torch.full((), torch.nan, device=embeddings.device)
-    values = torch.linalg.svdvals(embeddings)
+        return torch.full((), torch.nan, device=embeddings.device, dtype=torch.float32)
+    # Through the smaller of the two products: many times faster, and in f64 exact enough for a sum over values.
+    small = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
+    values = torch.linalg.eigvalsh(small @ small.T).clamp(min=0).sqrt().float()
     if values.sum() == 0:
         return values.new_zeros(())
     share = values / values.sum()

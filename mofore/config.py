@@ -5,7 +5,10 @@ each dataclass checks itself -> objects with attributes; no DictConfig goes furt
 """
 
 import difflib
-from dataclasses import asdict, dataclass, field
+import inspect
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -91,25 +94,23 @@ class EvaluateConfig:
     force: bool = False  # extract the features again even where they are cached
 
     def __post_init__(self) -> None:
-        if (
-            min(self.views, self.batch, self.k, self.resamples) < 1
-            or self.workers < 0
-            or self.temperature <= 0
-        ):
+        if self.views < 2:
+            raise UserError(f"views={self.views}: stability compares times of a video, give views=2 or more.")
+        if min(self.batch, self.k, self.resamples) < 1 or self.workers < 0 or self.temperature <= 0:
             raise UserError(
-                "evaluate: views, batch, k and resamples must be at least 1, temperature above 0."
+                "batch, k and resamples must be at least 1, temperature above 0, workers not below."
             )
 
 
-T = TypeVar("T", PretrainConfig, EvaluateConfig)
+T = TypeVar("T")
 
 
 def compose(kind: type[T], overrides: list[str]) -> T:
-    """The configuration that configs/pretrain.yaml (or evaluate.yaml) and the overrides make.
+    """The configuration that configs/NAME.yaml and the overrides make; NAME is the class's, without Config.
 
     Raises UserError for an unknown key, a wrong type or an impossible combination, naming it.
     """
-    name = "pretrain" if kind is PretrainConfig else "evaluate"
+    name = kind.__name__.removesuffix("Config").lower()
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
     try:
         with hydra.initialize_config_dir(str(FOLDER), version_base="1.3", job_name=name):
@@ -136,11 +137,33 @@ def _explain(reason: Exception, kind: type) -> str:
         for line in said.splitlines()
         if not line.strip().startswith(("object_type", "full_key", "reference_type"))
     )
+    text = text.split(" Config search path")[0]
     close = (
         difflib.get_close_matches(key, list(flatten(asdict_plain(kind()))), n=1, cutoff=0.6) if key else []
     )
-    hint = f" Did you mean {close[0]}?" if close else ""
+    hint = f" Did you mean {close[0]}?" if close and close[0] != key else ""
     return f"configuration: {key + ': ' if key and key not in text else ''}{text}{hint}"
+
+
+def describe(kind: type) -> str:
+    """Every key of a configuration with its default and what its comment in the source says, a line each."""
+    lines = [f"{key:<30} {default!s:<22} {comment}".rstrip() for key, default, comment in _keys(kind(), "")]
+    groups = [f"{folder.name}=" + "|".join(sorted(path.stem for path in folder.glob("*.yaml")))
+              for folder in sorted(FOLDER.iterdir()) if folder.name in ("backbone", "experiment")]  # fmt: skip
+    return "\n".join(lines + (["", "whole groups at once:", *groups] if kind is PretrainConfig else []))
+
+
+def _keys(config: Any, above: str) -> Iterator[tuple[str, Any, str]]:
+    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(type(config)), re.MULTILINE))
+    for each in fields(config):
+        value: Any = getattr(config, each.name)
+        if is_dataclass(value):
+            yield from _keys(value, f"{above}{each.name}.")
+        else:
+            said = comments.get(each.name, "")
+            if isinstance(value, Enum):
+                value, said = value.name, f"{'|'.join(type(value).__members__)}  {said}"
+            yield f"{above}{each.name}", value, said
 
 
 def asdict_plain(config: Any) -> dict[str, Any]:

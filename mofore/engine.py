@@ -17,9 +17,11 @@ import torch
 
 if not torch.cuda.is_available():  # else DeepSpeed searches for an accelerator, and says so in every process
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it misses a CUDA that nobody asked for
+logging.getLogger("torch.utils.cpp_extension").setLevel(
+    logging.ERROR
+)  # it misses a CUDA that nobody asked for
 
-import deepspeed  # noqa: E402
+import deepspeed
 import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils import (

@@ -49,4 +49,4 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
 def build_optimizer(groups: Iterable[dict], config: OptimizerConfig) -> torch.optim.Optimizer:
     """fused: one pass over the weights, as fast as DeepSpeed's own CPU Adam and without a compiler."""
     kind = torch.optim.Adam if config.kind is OptimizerKind.adam else torch.optim.AdamW
-    return kind(list(groups), lr=config.lr, betas=tuple(config.betas), fused=True)
+    return kind(list(groups), lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)

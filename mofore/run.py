@@ -13,6 +13,7 @@ from pathlib import Path
 from mofore.checkpoint import Checkpoint, find_checkpoint, teacher_weights
 from mofore.config import PretrainConfig, asdict_plain, flatten, read_config, write_config
 from mofore.errors import UserError
+from mofore.export import write_encoder
 from mofore.models.encoder import VideoEncoder
 from mofore.pretraining import Pretraining, build_pretraining
 
@@ -97,3 +98,18 @@ def load_teacher(run_dir: Path) -> tuple[VideoEncoder, PretrainConfig, Checkpoin
     encoder = VideoEncoder(config.backbone, config.data.frames, config.data.size)
     encoder.load_state_dict(teacher_weights(checkpoint))
     return encoder.eval(), config, checkpoint
+
+
+def export_run(run_dir: Path, out: Path) -> Checkpoint:
+    """The run's newest teacher as encoder.safetensors and encoder.json; returns the checkpoint it came from."""
+    encoder, config, checkpoint = load_teacher(run_dir)
+    source = {
+        "run": run_dir.name,
+        "step": checkpoint.step,
+        "digest": checkpoint.digest,
+        "commit": code_commit(),
+    }
+    write_encoder(
+        encoder, config.backbone, config.data.frames, config.data.fps, config.data.size, source, out
+    )
+    return checkpoint

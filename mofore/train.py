@@ -6,6 +6,7 @@ torchrun --nproc_per_node 2 -m mofore.train experiment=demo data.manifest=DIR/ma
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ from mofore.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
 from mofore.collapse import effective_rank, embedding_std
 from mofore.config import PretrainConfig, asdict_plain, compose
 from mofore.data.dataset import PretrainClips, usable_rows
-from mofore.data.loader import RankBatches, build_loader
+from mofore.data.loader import RankBatches, batches_of, build_loader
 from mofore.data.manifest import Manifest, read_manifest
 from mofore.distributed import any_rank, gather, mean, rank, world
 from mofore.ema import update_teacher
@@ -79,7 +80,7 @@ def train(config: PretrainConfig) -> Outcome:
     if checkpoint:
         restore_optimizer(engine, empty_batch(config, micro_batch, device), checkpoint.read, start)
     dataset = PretrainClips(manifest, config.data, rows, config.seed)
-    loader = iter(build_loader(dataset, batches, config.workers, pin_memory=device.type == "cuda"))
+    loader = batches_of(build_loader(dataset, batches, config.workers, pin_memory=device.type == "cuda"))
 
     rates, watch = config.optimizer, Stopwatch()
     log = MetricsLog(run_dir, start, config.steps) if rank() == 0 else None
@@ -118,7 +119,7 @@ def train(config: PretrainConfig) -> Outcome:
 
 def update(
     engine: Engine, micro_batches: list[Batch], step: int, manifest: Manifest
-) -> tuple[Losses, Tensor]:
+) -> tuple[Losses, Tensor, float]:
     """One update from all micro-batches: the mean losses over ranks, the keys [M, D] of the global batch, and
     the norm of the gradient before clipping.
 
@@ -141,7 +142,7 @@ def update(
 
 def non_finite(losses: Losses, batch: Batch, step: int, manifest: Manifest) -> str:
     """The message of a run that cannot go on."""
-    videos = ", ".join(manifest[int(row)].uri for row in gather(batch.index).tolist()[:8])
+    videos = ", ".join(manifest[int(row)].uri for row in gather(batch.rows).tolist()[:8])
     return (
         f"step {step}: the loss is not finite (forecast {losses.forecast.item()}, contrast "
         f"{losses.contrast.item()} on rank {rank()}). Samples of this micro-batch: {videos}, ... "
@@ -152,13 +153,10 @@ def non_finite(losses: Losses, batch: Batch, step: int, manifest: Manifest) -> s
 def state_of(engine: Engine) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """(name, gather) of every tensor of the run; the names are the checkpoint's."""
     for name, parameter in engine.module.named_parameters():
-        yield f"weights/{name}", lambda parameter=parameter: full_weight(parameter)
+        yield f"weights/{name}", partial(full_weight, parameter)
         if parameter.requires_grad:
             for key in MOMENTS:
-                yield (
-                    f"{key}/{name}",
-                    lambda parameter=parameter, key=key: full_moment(engine, parameter, key),
-                )
+                yield f"{key}/{name}", partial(full_moment, engine, parameter, key)
 
 
 def hash_seed(*parts: int) -> int:

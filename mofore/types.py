@@ -19,7 +19,7 @@ class Batch(NamedTuple):
     context: Tensor  # u8 [B, C, T, H, W]
     targets: Tensor  # u8 [B, K, C, T, H, W]
     gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target
-    index: Tensor  # i64 [B] row of the manifest
+    rows: Tensor  # i64 [B] rows of the manifest
 
 
 class Targets(NamedTuple):

@@ -2,9 +2,10 @@
 
 Splits: `trainlist01.txt`, `testlist01.txt`: a path a line, a class number behind it or not. Classes:
 `classInd.txt`, lines like `1 Archery`. Groups: lines of `path<TAB>group`, or `ucf101`: the `_g08_` in a
-file's name. Videos of one group come from one source, so a group in both train and test is a leak.
+file's name. In place of split lists, `random-80-20`. Videos of one group come from one source, so a group in both train and test is a leak.
 """
 
+import hashlib
 import os
 import re
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from mofore.data.sources import Source, examples, read_lines, split_line
 from mofore.errors import UserError
 
+RANDOM_SPLIT = "random-80-20"
 SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation"}
 UCF101_GROUP = re.compile(r"(?:v_)?(?P<group>.+_g\d+)_c\d+\.\w+")
 
@@ -29,7 +31,8 @@ def annotate(
     for source in sources:
         if names and source.label is not None:
             source.label = names.get(source.label, source.label)
-    for path in splits:
+    at_random = list(splits) == [RANDOM_SPLIT]
+    for path in splits if not at_random else ():
         notes += _apply_split(sources, path, names)
     if names:
         _check_labels(sources, set(names.values()), classes)
@@ -39,8 +42,19 @@ def annotate(
         notes += _apply_groups(sources, groups)
     if splits:
         notes += _without(sources, "split", "is in none of the split lists", "are in none of the split lists")
-    _check_leak(sources)
+    if at_random:
+        notes.append(_split_at_random(sources))
+    else:
+        _check_leak(sources)
     return notes
+
+
+def _split_at_random(sources: list[Source]) -> str:
+    """A fifth of the videos is test, by the hash of their names: the same fifth everywhere. Groups are ignored."""
+    shuffled = sorted(sources, key=lambda source: hashlib.sha256(source.key.encode()).digest())
+    for place, source in enumerate(shuffled):
+        source.split = "test" if place < round(len(shuffled) / 5) else "train"
+    return f"{RANDOM_SPLIT}: videos of one source may be in both parts, so test scores flatter."
 
 
 def read_classes(path: str) -> dict[str, str]:

@@ -4,7 +4,8 @@ The randomness of a sample comes from (seed, epoch, row) alone: it is the same o
 before or after a resume.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,8 +15,8 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mofore.data.decode import frame_times, open_video, read_frames
-from mofore.data.manifest import Manifest, read_splits
+from mofore.data.decode import Undecodable, frame_times, open_video, read_frames
+from mofore.data.manifest import Manifest, Video, read_splits
 from mofore.data.views import AugmentConfig, centre_view, cut, draw_place, recolour
 from mofore.data.windows import GapConfig, draw_windows, fits, span, spread_clips
 from mofore.errors import UserError
@@ -66,13 +67,19 @@ class PretrainClips(Dataset[Sample]):
         row, config = int(self.rows[position]), self.config
         rng = np.random.default_rng((self.seed, epoch, row))
         video = self.manifest[row]
-        reader = open_video(video)
-        times = frame_times(reader)
-        windows = draw_windows(
-            rng, times, video.duration, config.frames, config.fps, config.targets, config.gap
-        )
-        indices = np.concatenate([windows.context[None], windows.targets])
-        frames = read_frames(reader, indices.ravel())
+        with told(video):
+            reader = open_video(video)
+            windows = draw_windows(
+                rng,
+                frame_times(reader),
+                video.duration,
+                config.frames,
+                config.fps,
+                config.targets,
+                config.gap,
+            )
+            indices = np.concatenate([windows.context[None], windows.targets])
+            frames = read_frames(reader, indices.ravel())
         place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
         images = cut(frames, place, config.size).unflatten(0, indices.shape)
         clips = torch.stack([recolour(rng, clip, config.augment) for clip in images]).transpose(1, 2)
@@ -91,11 +98,23 @@ class EvaluationClips(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         row, config = int(self.rows[position]), self.config
         video = self.manifest[row]
-        reader = open_video(video)
-        indices = spread_clips(frame_times(reader), video.duration, self.views, config.frames, config.fps)
-        frames = read_frames(reader, indices.ravel())
+        with told(video):
+            reader = open_video(video)
+            indices = spread_clips(frame_times(reader), video.duration, self.views, config.frames, config.fps)
+            frames = read_frames(reader, indices.ravel())
         clips = centre_view(frames, config.size).unflatten(1, indices.shape)
         return clips.transpose(0, 1).contiguous(), row
+
+
+@contextlib.contextmanager
+def told(video: Video) -> Iterator[None]:
+    """A video that decoded when the manifest was made, and no longer does, is the user's to mend."""
+    try:
+        yield
+    except Undecodable as reason:
+        raise UserError(
+            f"{video.uri} no longer decodes: {reason.reason}. Put the file back, or run `mofore prepare` again."
+        ) from None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
@@ -104,7 +123,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         context=torch.stack([sample.context for sample in samples]),
         targets=torch.stack([sample.targets for sample in samples]),
         gaps=torch.stack([sample.gaps for sample in samples]),
-        index=torch.tensor([sample.row for sample in samples]),
+        rows=torch.tensor([sample.row for sample in samples]),
     )
 
 

@@ -5,14 +5,14 @@ epoch, so that no video meets itself among its negatives). Rank r of W takes the
 global batch and cuts it into micro-batches. So a global batch is the same whatever the number of ranks.
 """
 
-from collections.abc import Iterator
+import multiprocessing
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from mofore.data.dataset import PretrainClips, collate
 from mofore.errors import UserError
-from mofore.types import Batch
 
 Key = tuple[int, int]
 
@@ -52,10 +52,18 @@ class RankBatches(Sampler[list[Key]]):
                 yield mine[first : first + self.micro_batch]
 
 
-def build_loader(
-    dataset: PretrainClips, batches: RankBatches, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
+def batches_of(loader: Iterable) -> Iterator:
+    """What the loader gives; a UserError of a worker arrives as its own sentence, without the worker's traceback."""
+    try:
+        yield from loader
+    except UserError as mistake:
+        raise UserError(str(mistake).rsplit("UserError: ")[-1].strip()) from None
+
+
+def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin_memory: bool) -> DataLoader:
     """Workers are forked from a clean server, never from this process: it has threads and open connections."""
+    # The server imports what workers need once, not every worker.
+    multiprocessing.set_forkserver_preload(["mofore.data.dataset"])
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -1,4 +1,4 @@
-"""The manifest: one Parquet file per dataset, a row a video, in the order that `Batch.index` counts.
+"""The manifest: one Parquet file per dataset, a row a video, in the order that `Batch.rows` counts.
 
 `prepare` writes `Row`s; training reads `Video`s, which hold no label: `Manifest` never loads the columns
 label, group and split. Evaluation reads those on their own with `read_annotations`.

@@ -7,7 +7,6 @@ groups: a split by group tests on textures never seen. Written with a real codec
 
 import colorsys
 import math
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +15,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
+
+from mofore.data.manifest import replacing
 
 MOTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise", "zoom_in", "zoom_out")
 
@@ -87,24 +88,31 @@ def motion_videos(
 
 def write_motion_videos(
     root: Path, textures: int, seed: int = 0, frames: int = 48, size: int = 64, fps: int = 24
-) -> int:
-    """ROOT/MOTION/v_MOTION_gNN_c01.mp4 (H.264), groups in UCF101's way; files that exist are left. How many are there."""
+) -> None:
+    """ROOT/MOTION/textureNN.mp4 (H.264), and beside the folders what `prepare` reads: groups.tsv (a texture is a
+    group), trainlist01.txt and testlist01.txt (every fifth texture). Files that exist are left.
+    """
+    lists: dict[str, list[str]] = {"groups.tsv": [], "trainlist01.txt": [], "testlist01.txt": []}
     videos = motion_videos(textures, seed, frames, size, fps)
     for motion, number, video in tqdm(
         videos, "videos", textures * len(MOTIONS), unit="file", dynamic_ncols=True
     ):
-        path = root / motion / f"v_{motion}_g{number:02d}_c01.mp4"
+        name = f"{motion}/texture{number:02d}.mp4"
+        path = root / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_suffix(".tmp")
-            encode(temporary, video, fps)
-            os.replace(temporary, path)
-    return textures * len(MOTIONS)
+            with replacing(path) as temporary:
+                encode(temporary, video, fps)
+        lists["groups.tsv"].append(f"{name}\ttexture{number:02d}")
+        lists["testlist01.txt" if number % 5 == 0 else "trainlist01.txt"].append(name)
+    for name, lines in lists.items():
+        with replacing(root / name) as temporary:
+            Path(temporary).write_text("\n".join(lines) + "\n")
 
 
-def encode(path: Path, video: np.ndarray, fps: int) -> None:
+def encode(path: str, video: np.ndarray, fps: int) -> None:
     """u8 [n, H, W, 3] (even sides) as H.264 in an mp4, a key frame every 12 frames."""
-    with av.open(str(path), "w", format="mp4") as container:
+    with av.open(path, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "g": "12", "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], "yuv420p"
         for image in video:

@@ -7,6 +7,7 @@ initialisation, stochastic depth, loading of 2-D weights); what is ours is the s
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -63,6 +64,9 @@ class VideoEncoder(nn.Module):
     interpolated positions.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, config: BackboneConfig, frames: int, size: int) -> None:
         super().__init__()
         check_tubelets(config, frames, size, size)
@@ -71,7 +75,7 @@ class VideoEncoder(nn.Module):
         self.patch_norm = config.patch_norm
         self.dim, self.attention = vit.embed_dim, config.attention
         self.checkpoint_every = config.checkpoint_every
-        self.embedding = _inflate(vit, config.tubelet)
+        self.embedding = _inflate(vit, config)
         self.prefix, self.space, self.time = _positions(
             vit, config, frames // config.tubelet, size // config.patch
         )
@@ -131,7 +135,11 @@ def _misfit(t: int, p: int, frames: int, height: int, width: int) -> str:
 
 def _timm_vit(config: BackboneConfig, size: int) -> VisionTransformer:
     """timm's own model, with local 2-D weights where the config names some; nothing is downloaded."""
-    chosen = {"embed_dim": config.embed_dim, "depth": config.depth, "num_heads": config.num_heads}
+    chosen: dict[str, Any] = {
+        "embed_dim": config.embed_dim,
+        "depth": config.depth,
+        "num_heads": config.num_heads,
+    }
     chosen |= {"reg_tokens": config.registers}
     options = {key: value for key, value in chosen.items() if value is not None}
     if config.pretrained_path is not None:
@@ -161,19 +169,20 @@ def _timm_vit(config: BackboneConfig, size: int) -> VisionTransformer:
     return vit
 
 
-def _inflate(vit: VisionTransformer, t: int) -> nn.Linear:
+def _inflate(vit: VisionTransformer, config: BackboneConfig) -> nn.Linear:
     """A Linear over tubelets that sees, in a still clip, what the 2-D patch convolution sees in a frame.
 
     Each frame of the tubelet gets 1/t of the weights (Carreira & Zisserman 2017, section 2.4.1).
     """
+    t = config.tubelet
     kernel = vit.patch_embed.proj.weight.detach()  # [D, C, p, p]
     linear = nn.Linear(kernel[0].numel() * t, kernel.shape[0], bias=vit.patch_embed.proj.bias is not None)
     with torch.no_grad():
         linear.weight.copy_((kernel.unsqueeze(2).expand(-1, -1, t, -1, -1) / t).flatten(1))
         if vit.patch_embed.proj.bias is not None:
             linear.bias.copy_(vit.patch_embed.proj.bias)
-        if not vit.pretrained_cfg.get("file"):  # from scratch, frames need not start out equal
-            nn.init.trunc_normal_(linear.weight, std=kernel.std() / t**0.5)
+        if config.pretrained_path is None:  # from scratch, frames need not start out equal
+            nn.init.trunc_normal_(linear.weight, std=float(kernel.std()) / t**0.5)
     return linear
 
 

@@ -70,7 +70,9 @@ class TransformerForecaster(nn.Module):
 
 
 class GapEmbedding(nn.Module):
-    """A continuous embedding of seconds: Fourier features from 1/16 to 64 Hz-octaves, then two layers."""
+    """A continuous embedding of seconds: Fourier features waves of 1/64 to 16 a second, then two layers."""
+
+    angular: Tensor
 
     def __init__(self, dim: int, bands: int = 16) -> None:
         super().__init__()

@@ -110,7 +110,11 @@ def curves(steps: int) -> list[dict[str, float]]:
 def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
     """features.npz and results.json in the shape that `mofore evaluate` writes."""
     videos = read_manifest(manifest)
-    clips = [clip(video) for video in videos]
+    embedded = np.arange(
+        1, len(rows)
+    )  # the first video counts as too short: rows and embeddings differ by one
+    rows = rows[1:]
+    clips = [clip(videos[int(row)]) for row in embedded]
     pixels = np.array([frames.mean(0).ravel() for frames in clips], np.float32)
     changes = np.array([np.diff(frames, axis=0).mean(-1).ravel() for frames in clips], np.float32)
     random = np.random.default_rng(0).normal(size=(pixels.shape[1], 64)).astype(np.float32)
@@ -127,7 +131,7 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
         "uris": np.array([row.uri for row in rows]),
     }
     arrays = {f"{name}/embeddings": embeddings for name, embeddings in encoders.items()}
-    np.savez(folder / "evaluation" / "features.npz", **arrays, **columns, rows=np.arange(len(rows)))  # type: ignore[arg-type]
+    np.savez(folder / "evaluation" / "features.npz", **arrays, **columns, rows=embedded)  # type: ignore[arg-type]
     found = [
         result for name, embeddings in encoders.items() for result in measure(name, embeddings, **columns)
     ]

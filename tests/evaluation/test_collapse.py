@@ -27,6 +27,16 @@ def test_k_equal_directions_have_rank_k(used):
     assert effective_rank(basis).item() == pytest.approx(used, rel=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(100, 8), (8, 100), (30, 30)])
+def test_it_is_the_entropy_of_the_singular_values(shape):
+    embeddings = gaussian(*shape) * torch.arange(1, shape[1] + 1)
+    share = torch.linalg.svdvals(embeddings.double()).float()
+    share = share / share.sum()
+    assert effective_rank(embeddings).item() == pytest.approx(
+        (-share * share.log()).sum().exp().item(), rel=1e-5
+    )
+
+
 def test_scale_and_rotation_do_not_matter():
     embeddings = gaussian(100, 8) * torch.arange(1, 9)
     turn = torch.linalg.qr(gaussian(8, 8)).Q
