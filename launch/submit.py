@@ -5,7 +5,7 @@ words are those of `mofore pretrain`; they are checked before anything is submit
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import submitit
@@ -38,7 +38,7 @@ class ClusterConfig:
 
 @dataclass
 class SubmitConfig:
-    cluster: ClusterConfig
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
 def submit(words: list[str]) -> submitit.Job:

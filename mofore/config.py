@@ -59,6 +59,8 @@ class PretrainConfig:
                 f"steps={self.steps} and global_batch={self.global_batch} must be at least 1, "
                 f"workers={self.workers} at least 0."
             )
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be at least 0.")
         if self.global_batch < 2 and self.loss.contrast > 0:
             raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
         check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
@@ -96,9 +98,13 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if self.views < 2:
             raise UserError(f"views={self.views}: stability compares times of a video, give views=2 or more.")
-        if min(self.batch, self.k, self.resamples) < 1 or self.workers < 0 or self.temperature <= 0:
+        if (
+            min(self.batch, self.k, self.resamples) < 1
+            or min(self.workers, self.seed) < 0
+            or self.temperature <= 0
+        ):
             raise UserError(
-                "batch, k and resamples must be at least 1, temperature above 0, workers not below."
+                "batch, k and resamples must be at least 1, temperature above 0, workers and seed not below."
             )
 
 
@@ -111,6 +117,11 @@ def compose(kind: type[T], overrides: list[str]) -> T:
     Raises UserError for an unknown key, a wrong type or an impossible combination, naming it.
     """
     name = kind.__name__.removesuffix("Config").lower()
+    for word in overrides:
+        if (
+            word[:1] in "+~="
+        ):  # hydra's words to add and remove keys, which a typed configuration has no use for
+            raise UserError(f"configuration: {word}: write KEY=VALUE with a key that exists.")
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
     try:
         with hydra.initialize_config_dir(str(FOLDER), version_base="1.3", job_name=name):

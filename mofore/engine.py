@@ -7,6 +7,7 @@ the code that a cluster will run.
 import logging
 import os
 import socket
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -20,6 +21,8 @@ if not torch.cuda.is_available():  # else DeepSpeed searches for an accelerator,
 logging.getLogger("torch.utils.cpp_extension").setLevel(
     logging.ERROR
 )  # it misses a CUDA that nobody asked for
+for _name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's business, not the user's
+    warnings.filterwarnings("ignore", rf".*{_name}. is deprecated", FutureWarning)
 
 import deepspeed
 import torch.nn.functional as F

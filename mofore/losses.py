@@ -25,10 +25,9 @@ def forecasting_loss(forecast: Tensor, target: Tensor, regression: Regression) -
 def info_nce(queries: Tensor, keys: Tensor, positives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """InfoNCE (van den Oord et al. 2018): tell the own key from all others by cosine.
 
-    queries: [Q, D] unit vectors of this rank; keys: [M, D] unit vectors of the whole global batch;
-    positives: i64 [Q] rows of the own keys. Returns the loss and the share of queries whose own key is
-    nearest, both scalars.
+    queries: [Q, D] of this rank; keys: [M, D] of the whole global batch; positives: i64 [Q] rows of the own
+    keys. Returns the loss and the share of queries whose own key is nearest, both scalars.
     """
-    logits = queries @ keys.T / temperature
+    logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / temperature
     accuracy = (logits.argmax(dim=1) == positives).float().mean()
     return F.cross_entropy(logits, positives), accuracy

@@ -2,9 +2,14 @@
 
 A handler only raises a flag. The ranks agree on it once a step, so that they all save the same step: a save
 inside a handler would wait for ranks that never come.
+
+SLURM and Ctrl-C signal every process of a run. A rank's workers must outlive the signal, or the rank waits in
+vain for the batch that its last step needs.
 """
 
+import contextlib
 import signal
+from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
@@ -28,3 +33,20 @@ class StopRequest:
         if self.name is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.name = signal.Signals(number).name
+
+
+def leave_stops_to_rank(_worker: int) -> None:
+    """In a worker, at its start: stop signals do nothing here. It ends with its rank."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def deaf_children() -> Iterator[None]:
+    """Programs started within ignore stop signals: that is inherited, where a handler is not."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

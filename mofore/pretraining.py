@@ -12,7 +12,6 @@ import copy
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mofore.errors import UserError
@@ -79,7 +78,7 @@ class Pretraining(nn.Module):
             return self.teach(batch)
         assert keys is not None
         forecast = self.forecast(batch.context, batch.gaps)
-        queries = F.normalize(forecast.mean(dim=2).flatten(0, 1), dim=-1)
+        queries = forecast.mean(dim=2).flatten(0, 1)
         positives = torch.arange(first, first + len(queries), device=queries.device)
         contrast, accuracy = info_nce(queries, keys, positives, self.loss.temperature)
         regression = forecasting_loss(forecast, targets.tokens, self.loss.regression)
@@ -99,7 +98,7 @@ class Pretraining(nn.Module):
             tokens = tokens.mean(dim=1, keepdim=True)
         if self.loss.normalise_targets:
             tokens = normalise(tokens)
-        keys = F.normalize(tokens.mean(dim=1), dim=-1)
+        keys = tokens.mean(dim=1)
         return Targets(tokens.unflatten(0, clips.shape[:2]), keys.unflatten(0, clips.shape[:2]))
 
     def forecast(self, context: Tensor, gaps: Tensor) -> Tensor:

@@ -86,19 +86,19 @@ def train(config: PretrainConfig) -> Outcome:
     log = MetricsLog(run_dir, start, config.steps) if rank() == 0 else None
     with StopRequest() as stop, contextlib.closing(log) if log else contextlib.nullcontext():
         for step in range(start, config.steps):
-            torch.manual_seed(
-                hash_seed(config.seed, step, rank())
-            )  # stochastic depth, the same after a resume
             rate = learning_rate(step, config.steps, rates.warmup, rates.lr, rates.final_lr)
             momentum = teacher_momentum(
                 step, config.steps, config.teacher.momentum, config.teacher.final_momentum
             )
             micro_batches = [to_device(watch.wait(loader), device) for _ in range(accumulation)]
+            # Stochastic depth, the same after a resume: after the loader, whose start draws a number too.
+            torch.manual_seed(hash_seed(config.seed, step, rank()))
 
             set_rate(engine, rate)
             losses, keys, norm = update(engine, micro_batches, step + 1, manifest)
             update_teacher(engine.module.teacher, engine.module.student, momentum)
 
+            gap_mean = mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
             seconds, waited = watch.lap()
             if log:
                 log.write(
@@ -106,7 +106,7 @@ def train(config: PretrainConfig) -> Outcome:
                     contrast_accuracy=losses.contrast_accuracy, lr=rate, momentum=momentum,
                     grad_norm=norm, samples_per_second=config.global_batch / seconds,
                     data_wait=waited, effective_rank=effective_rank(keys[:RANK_ROWS]),
-                    embedding_std=embedding_std(keys), gap_mean=torch.cat([b.gaps for b in micro_batches]).mean(),
+                    embedding_std=embedding_std(keys), gap_mean=gap_mean,
                 )  # fmt: skip
             stopping = any_rank(stop.name is not None, device)
             if stopping or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:

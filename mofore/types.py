@@ -26,7 +26,7 @@ class Targets(NamedTuple):
     """What the teacher sees in the targets of a batch."""
 
     tokens: Tensor  # f32 [B, K, N, D] latents to forecast
-    keys: Tensor  # f32 [B, K, D] unit vectors, one a target clip
+    keys: Tensor  # f32 [B, K, D] mean latents, one a target clip
 
 
 class Losses(NamedTuple):

@@ -7,12 +7,14 @@ global batch and cuts it into micro-batches. So a global batch is the same whate
 
 import multiprocessing
 from collections.abc import Iterable, Iterator
+from multiprocessing import forkserver
 
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
 from mofore.data.dataset import PretrainClips, collate
 from mofore.errors import UserError
+from mofore.preemption import deaf_children, leave_stops_to_rank
 
 Key = tuple[int, int]
 
@@ -64,6 +66,9 @@ def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin
     """Workers are forked from a clean server, never from this process: it has threads and open connections."""
     # The server imports what workers need once, not every worker.
     multiprocessing.set_forkserver_preload(["mofore.data.dataset"])
+    if workers:
+        with deaf_children():
+            forkserver.ensure_running()
     return DataLoader(
         dataset,
         batch_sampler=batches,
@@ -72,4 +77,5 @@ def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
+        worker_init_fn=leave_stops_to_rank,
     )

@@ -15,6 +15,9 @@ from torchvision.transforms.v2 import functional as V
 
 from mofore.errors import UserError
 
+# RGB to luma and two axes of colour (NTSC 1953); a turn of the last two is a change of hue.
+YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+
 
 @dataclass
 class AugmentConfig:
@@ -69,16 +72,22 @@ def cut(frames: NDArray[np.uint8], place: Place, size: int) -> Tensor:
 
 
 def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
-    """One change of colour for the whole clip u8 [T, 3, H, W], in random strength."""
-    if augment.colour:
-        low, high = 1 - augment.colour, 1 + augment.colour
-        for adjust in (V.adjust_brightness, V.adjust_contrast, V.adjust_saturation):
-            images = adjust(images, rng.uniform(low, high))
-    if augment.hue:
-        images = V.adjust_hue(images, rng.uniform(-augment.hue, augment.hue))
+    """One change of brightness, contrast, saturation and hue for the whole clip u8 [T, 3, H, W].
+
+    All four are affine in RGB, so they are one 3 x 3 matrix and an offset: one pass over the pixels.
+    """
+    low, high = 1 - augment.colour, 1 + augment.colour
+    brightness, contrast, saturation = rng.uniform(low, high, 3)
+    angle = 2 * np.pi * rng.uniform(-augment.hue, augment.hue)
     if rng.random() < augment.grey:
-        images = V.rgb_to_grayscale(images, num_output_channels=3)
-    return images
+        saturation = 0.0
+    chroma = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    turned = np.block([[np.ones((1, 1)), np.zeros((1, 2))], [np.zeros((2, 1)), chroma]])  # luma stays
+    matrix = brightness * contrast * np.linalg.inv(YIQ) @ turned @ YIQ
+    pixels = images.float()
+    middle = float(YIQ[0] @ pixels.mean(dim=(0, 2, 3)).numpy())
+    pixels = torch.einsum("dc,tchw->tdhw", torch.from_numpy(matrix).float(), pixels)
+    return (pixels + brightness * (1 - contrast) * middle).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:

@@ -13,13 +13,15 @@ import timm
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from timm.models import VisionTransformer
+from timm.models import VisionTransformer, load_checkpoint
+from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mofore.errors import UserError
 from mofore.models.positions import resize_space, resize_time, sincos, sincos_space, to_tubelets
 
+FLAT = 0.01  # variance of a tubelet (of normalised pixels) below which it counts as flat, not as noise to amplify
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -79,6 +81,7 @@ class VideoEncoder(nn.Module):
         self.prefix, self.space, self.time = _positions(
             vit, config, frames // config.tubelet, size // config.patch
         )
+        self.time.requires_grad_(config.attention is Attention.joint)  # else it has no part in anything
         self.norm_pre, self.blocks, self.norm = vit.norm_pre, vit.blocks, vit.norm
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1, 1), persistent=False)
@@ -93,7 +96,7 @@ class VideoEncoder(nn.Module):
             raise UserError(_misfit(self.t, self.p, frames, height, width))
         tubelets = to_tubelets((clips - self.mean) / self.std, self.t, self.p)
         if self.patch_norm:
-            tubelets = F.layer_norm(tubelets, tubelets.shape[-1:])
+            tubelets = normalise_tubelets(tubelets, clips.shape[1])
         grid = (height // self.p, width // self.p)
         tokens = self.embedding(tubelets) + resize_space(self.space, grid).unsqueeze(1)
         steps = tokens.shape[1]
@@ -120,6 +123,15 @@ class VideoEncoder(nn.Module):
         return tokens
 
 
+def normalise_tubelets(tubelets: Tensor, channels: int) -> Tensor:
+    """Zero mean and unit variance of each colour channel of each tubelet [..., C * t * p * p].
+
+    By channel, or the hue of a flat tubelet would be blown up to the size of an edge.
+    """
+    planes = tubelets.unflatten(-1, (channels, -1))
+    return F.layer_norm(planes, planes.shape[-1:], eps=FLAT).flatten(-2)
+
+
 def check_tubelets(config: BackboneConfig, frames: int, height: int, width: int) -> None:
     """Raises UserError where clips of this size do not divide into tubelets."""
     if frames % config.tubelet or height % config.patch or width % config.patch:
@@ -142,10 +154,6 @@ def _timm_vit(config: BackboneConfig, size: int) -> VisionTransformer:
     }
     chosen |= {"reg_tokens": config.registers}
     options = {key: value for key, value in chosen.items() if value is not None}
-    if config.pretrained_path is not None:
-        if not Path(config.pretrained_path).is_file():
-            raise UserError(f"backbone.pretrained_path: no file {config.pretrained_path}.")
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": config.pretrained_path}}
     if not timm.is_model(config.name):
         close = (
             ", ".join(timm.list_models(f"*{config.name.split('_patch')[0]}*")[:5]) or "vit_tiny_patch16_224"
@@ -158,15 +166,35 @@ def _timm_vit(config: BackboneConfig, size: int) -> VisionTransformer:
         )  # fmt: skip
     except (RuntimeError, TypeError, AssertionError, KeyError) as reason:
         raise UserError(
-            f"backbone: timm cannot build {config.name} with {options}: {reason}. "
-            "Its width must divide by its heads, and local weights must be of the same model."
+            f"backbone.name={config.name}: timm cannot build it as a VisionTransformer with {options}: {reason}. "
+            "A width (embed_dim) must divide by its heads (num_heads)."
         ) from reason
     if not isinstance(vit, VisionTransformer):
         raise UserError(
             f"backbone.name={config.name} is a {type(vit).__name__}; MoFore takes timm's VisionTransformer "
             "(vit_tiny/small/base/large/huge/giant..., with registers: vit_*_reg*)."
         )
+    if config.pretrained_path is not None:
+        _load_weights(vit, config.pretrained_path)
     return vit
+
+
+def _load_weights(vit: VisionTransformer, path: str) -> None:
+    """Local 2-D weights, resampled to the patch and the grid; all of the transformer must be in the file."""
+    if not Path(path).is_file():
+        raise UserError(f"backbone.pretrained_path: no file {path}.")
+    try:
+        fit = load_checkpoint(vit, path, strict=False, filter_fn=checkpoint_filter_fn, weights_only=True)
+    except Exception as reason:  # what is wrong with a file shows in as many ways as there are formats
+        first = " ".join(str(reason).split()[:40])
+        raise UserError(
+            f"backbone.pretrained_path: {path} does not load into this backbone: {first}"
+        ) from reason
+    if fit is not None and fit.missing_keys:
+        raise UserError(
+            f"backbone.pretrained_path: {path} has no {', '.join(fit.missing_keys[:3])}: "
+            "it holds the weights of another model than this backbone."
+        )
 
 
 def _inflate(vit: VisionTransformer, config: BackboneConfig) -> nn.Linear:
@@ -195,8 +223,7 @@ def _positions(
     """
     tokens = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     prefix = torch.cat([*tokens, torch.zeros(1, 0, vit.embed_dim)], dim=1).detach()
-    scale = 0.02 * 2**0.5  # the deviation of timm's own positions, 0.02, so that pixels are not drowned
-    space, time = scale * sincos_space(side, vit.embed_dim)[None], scale * sincos(steps, vit.embed_dim)[None]
+    space, time = sincos_space(side, vit.embed_dim)[None], sincos(steps, vit.embed_dim)[None]
     if config.pretrained_path is not None and vit.pos_embed is not None:
         table = vit.pos_embed.detach()
         placed = table.shape[1] - side * side  # class tokens that have a position of their own

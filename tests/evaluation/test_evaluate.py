@@ -1,5 +1,6 @@
 """Evaluation of a run from end to end: real small videos, a real checkpoint, all four encoders."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from mofore.checkpoint import save_checkpoint
 from mofore.config import EvaluateConfig, PretrainConfig, write_config
 from mofore.data.dataset import DataConfig, EvaluationClips
 from mofore.data.manifest import Row, read_manifest, write_manifest
-from mofore.data.motion import encode, motion_videos
+from mofore.data.motion import MOTIONS, encode, motion_video
 from mofore.errors import UserError
 from mofore.models.encoder import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig
@@ -30,14 +31,12 @@ def rows(tmp_path_factory) -> list[Row]:
     """Ten textures under eight motions; the last video is too short for two clips."""
     folder = tmp_path_factory.mktemp("videos")
     made = []
-    for motion, texture, video in motion_videos(10, frames=FRAMES, size=SIZE, fps=FPS):
+    for texture, motion in itertools.product(range(10), MOTIONS):
         path = folder / motion / f"{texture}.mp4"
         path.parent.mkdir(exist_ok=True)
-        encode(path, video, FPS)
-        length = FRAMES / FPS
-        made.append(
-            Row(str(path), None, None, FRAMES, FPS, SIZE, SIZE, length, "0", motion, f"texture {texture}")
-        )
+        encode(str(path), motion_video(motion, texture, frames=FRAMES, size=SIZE, fps=FPS), FPS)
+        length, group = FRAMES / FPS, f"texture {texture}"
+        made.append(Row(str(path), None, None, FRAMES, FPS, SIZE, SIZE, length, "0", motion, group))
     return made
 
 

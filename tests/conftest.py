@@ -1,0 +1,62 @@
+"""Shared: a small prepared dataset, and training in this process without traces in its environment."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from mofore.config import PretrainConfig, compose
+from mofore.data.motion import write_motion_videos
+from mofore.data.prepare import prepare
+from tests.small import SMALL
+
+
+@pytest.fixture(scope="session")
+def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of 40 videos (8 motions of 5 textures, 64 x 64, 32 frames at 24 fps) with lists beside them."""
+    root = tmp_path_factory.mktemp("motion") / "videos"
+    write_motion_videos(root, textures=5, frames=32)
+    return root
+
+
+@pytest.fixture(scope="session")
+def manifest(motion_videos: Path) -> Path:
+    """The manifest of `motion_videos`; every fifth texture is test."""
+    lists = [str(motion_videos / name) for name in ("trainlist01.txt", "testlist01.txt")]
+    out = motion_videos.parent / "data"
+    return Path(
+        prepare(
+            motion_videos, out, splits=lists, groups=str(motion_videos / "groups.tsv"), workers=1
+        ).manifest
+    )
+
+
+@pytest.fixture(scope="session")
+def _ranks() -> Iterator[None]:
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def environment(_ranks: None) -> Iterator[None]:
+    """`train` makes this process a rank; processes that later tests start must not take themselves for one."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ |= before
+
+
+@pytest.fixture
+def run_small(environment: None, manifest: Path) -> Callable[..., Path]:
+    """Train SMALL in this process: run_small(run_dir, *overrides) -> run_dir."""
+    from mofore.train import train
+
+    def run(run_dir: Path, *overrides: str) -> Path:
+        fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run_dir}"]
+        train(compose(PretrainConfig, [*fixed, *overrides]))
+        return run_dir
+
+    return run

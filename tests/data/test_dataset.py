@@ -1,0 +1,167 @@
+"""dataset: a sample is a function of (seed, epoch, row), cut from one decode; too short videos are left out."""
+
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from mofore.data.dataset import DataConfig, EvaluationClips, PretrainClips, collate, usable_rows
+from mofore.data.decode import Reader
+from mofore.data.manifest import Row, Video, read_manifest, write_manifest
+from mofore.data.probe import probe
+from mofore.data.views import AugmentConfig
+from mofore.data.windows import GapConfig
+from mofore.errors import UserError
+from mofore.types import Batch
+from tests import videos
+
+PLAIN = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, grey=0.0)
+
+
+def prepared(folder: Path, *paths: Path, splits: tuple[str | None, ...] = ()) -> Path:
+    """A manifest of these files."""
+    rows = []
+    for i, path in enumerate(paths):
+        rows.append(Row(str(path), None, None, *probe(str(path)), split=splits[i] if splits else None))
+    write_manifest(folder / "manifest.parquet", rows)
+    return folder / "manifest.parquet"
+
+
+def config(manifest: Path, **words) -> DataConfig:
+    plain = {"frames": 4, "fps": 8.0, "size": 32, "targets": 3, "gap": GapConfig(max=0.5)}
+    return DataConfig(str(manifest), **plain | words)
+
+
+def clips(manifest: Path, seed: int = 0, **words) -> PretrainClips:
+    read = read_manifest(manifest)
+    return PretrainClips(read, config(manifest, **words), np.arange(len(read)), seed)
+
+
+def test_a_sample_has_the_documented_shapes(manifest):
+    batch = collate([clips(manifest)[0, 5], clips(manifest)[0, 7]])
+    assert (batch.context.dtype, batch.context.shape) == (torch.uint8, (2, 3, 4, 32, 32))
+    assert (batch.targets.dtype, batch.targets.shape) == (torch.uint8, (2, 3, 3, 4, 32, 32))
+    assert (batch.gaps.dtype, batch.gaps.shape) == (torch.float32, (2, 3))
+    assert (batch.rows.dtype, batch.rows.tolist()) == (torch.int64, [5, 7])
+
+
+def test_training_sees_no_label():
+    assert Batch._fields == ("context", "targets", "gaps", "rows")
+    assert not {"label", "group", "split"} & {field.name for field in fields(Video)}
+
+
+def test_a_sample_is_a_function_of_seed_epoch_and_row(manifest):
+    one, two = clips(manifest), clips(manifest)
+    two[0, 3], two[4, 9]  # what was asked before does not matter
+    again = two[1, 6]
+    for a, b in zip(one[1, 6], again, strict=True):
+        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    for other in (one[2, 6], clips(manifest, seed=1)[1, 6]):
+        assert not torch.equal(other.context, again.context)
+        assert not torch.equal(other.gaps, again.gaps)
+    subset = PretrainClips(one.manifest, one.config, np.array([2, 6]), 0)[1, 1]
+    assert torch.equal(subset.context, again.context)  # the row counts, not its place in a subset
+
+
+def test_a_sample_leaves_global_random_state(manifest):
+    torch.manual_seed(0)
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    clips(manifest)[0, 0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (np.random.get_state()[1] == numpy_before).all()
+
+
+def test_context_and_targets_share_their_place(tmp_path):
+    """A still picture: whatever the crop and flip, context and targets are the same, without colour changes."""
+    still = np.repeat(videos.noise(1, 80, 112), 30, axis=0)
+    path = videos.write_video(tmp_path / "still.mp4", still, options={"crf": "1"})
+    manifest = prepared(tmp_path, path)
+    augment = AugmentConfig(crop=0.3, flip=0.5, colour=0.0, hue=0.0)
+    views = [clips(manifest, augment=augment)[epoch, 0] for epoch in range(6)]
+    for sample in views:
+        spread = (sample.targets.float() - sample.context.float()).abs().mean()
+        assert spread < 4  # what the codec leaves of noise
+    apart = (views[0].context.float() - views[1].context.float()).abs().mean()
+    assert apart > 20
+
+    coloured = clips(manifest, augment=replace(augment, colour=0.8, hue=0.5))[0, 0]
+    means = torch.cat([coloured.context[None], coloured.targets]).float().mean(dim=(2, 3, 4))
+    assert means.std(dim=0).mean() > 2  # each clip has a palette of its own
+
+
+def test_frames_and_gaps_are_those_of_the_file(tmp_path):
+    """Frames that carry their number, at a variable rate: clips are what was on show, and gaps are true."""
+    times = np.cumsum(np.tile([0.05, 0.15, 0.1], 20))[:50]
+    path = videos.write_video(tmp_path / "vfr.mp4", videos.counting(50), timestamps=times)
+    manifest = prepared(tmp_path, path)
+    shown = times - times[0]
+    for epoch in range(20):
+        sample = clips(manifest, augment=PLAIN, fps=5.0)[epoch, 0]
+        context = videos.number(sample.context.permute(1, 2, 3, 0).numpy())
+        for target, gap in zip(sample.targets, sample.gaps.tolist(), strict=True):
+            later = videos.number(target.permute(1, 2, 3, 0).numpy())
+            assert np.diff([*context, *later]).min() >= 0
+            assert np.diff(shown[later]) == pytest.approx(np.full(3, 0.2), abs=0.16)
+            assert gap == pytest.approx(max(shown[later[0]] - shown[context[0]] - 0.8, 0), abs=2e-3)
+
+
+def test_one_sample_is_one_decode(manifest, monkeypatch):
+    calls = []
+    whole = Reader._get
+    monkeypatch.setattr(Reader, "_get", lambda self, indices: calls.append(indices) or whole(self, indices))
+    clips(manifest)[0, 0]
+    assert len(calls) == 1
+    assert len(set(calls[0].tolist())) == len(calls[0])  # each frame once
+
+
+@pytest.mark.parametrize(("height", "width"), [(96, 54), (54, 96), (63, 47), (33, 121)])
+def test_portrait_and_odd_sizes(tmp_path, height, width):
+    path = videos.write_video(tmp_path / "a.mp4", videos.counting(40, height, width))
+    manifest = prepared(tmp_path, path)
+    assert clips(manifest)[0, 0].context.shape == (3, 4, 32, 32)
+    data = config(manifest)
+    views, row = EvaluationClips(read_manifest(manifest), data, np.arange(1), 5)[0]
+    assert (views.shape, views.dtype, row) == ((5, 3, 4, 32, 32), torch.uint8, 0)
+    first = [videos.number(view.permute(1, 2, 3, 0).numpy())[0] for view in views]
+    assert first == sorted(first)
+    assert (first[0], first[-1]) == (0, 28)  # 40 frames at 24 fps, a clip of half a second
+
+
+def test_too_short_videos_are_left_out_and_counted(tmp_path):
+    paths = [
+        videos.write_video(tmp_path / f"{n}.mp4", videos.counting(n)) for n in (40, 5, 24, 23, 12)
+    ]  # at 24 fps; two clips take one second
+    manifest = prepared(tmp_path, *paths)
+    rows, short = usable_rows(read_manifest(manifest), config(manifest), clips=2)
+    assert (rows.tolist(), short) == ([0, 2], 3)
+    rows, short = usable_rows(read_manifest(manifest), config(manifest), clips=1)
+    assert (rows.tolist(), short) == ([0, 2, 3, 4], 1)
+    with pytest.raises(UserError, match="no video is long enough.*data.frames=40"):
+        usable_rows(read_manifest(manifest), config(manifest, frames=40), clips=2)
+
+
+def test_one_split_alone(tmp_path):
+    paths = [videos.write_video(tmp_path / f"{n}.mp4", videos.counting(40)) for n in range(3)]
+    manifest = prepared(tmp_path, *paths, splits=("train", "test", "train"))
+    rows, short = usable_rows(read_manifest(manifest), config(manifest, split="train"), clips=2)
+    assert (rows.tolist(), short) == ([0, 2], 0)
+    with pytest.raises(UserError, match="no video of data.split=valid; its splits: test, train"):
+        usable_rows(read_manifest(manifest), config(manifest, split="valid"), clips=2)
+
+
+def test_a_video_that_vanished_is_named(tmp_path):
+    path = videos.write_video(tmp_path / "gone.mp4", videos.counting(40))
+    manifest = prepared(tmp_path, path)
+    path.unlink()
+    with pytest.raises(UserError, match=r"gone.mp4 no longer decodes: no such file.*mofore prepare"):
+        clips(manifest)[0, 0]
+    with pytest.raises(UserError, match="gone.mp4 no longer decodes"):
+        EvaluationClips(read_manifest(manifest), config(manifest), np.arange(1), 2)[0]
+
+
+@pytest.mark.parametrize("words", [{"frames": 0}, {"size": 0}, {"targets": 0}, {"fps": 0.0}])
+def test_settings_outside_are_refused(words):
+    with pytest.raises(UserError, match=f"data:.*{next(iter(words))}="):
+        DataConfig("x", **words)

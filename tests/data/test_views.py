@@ -1,0 +1,104 @@
+"""views: squares inside the frame, one for a whole sample; colour for each clip alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from mofore.data.views import AugmentConfig, Place, centre_view, cut, draw_place, recolour
+from mofore.errors import UserError
+
+PLAIN = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, grey=0.0)
+
+
+def ramp(height: int, width: int, frames: int = 2) -> np.ndarray:
+    """u8 [frames, H, W, 3]: red rises with the column, green with the row."""
+    rows, columns = np.mgrid[:height, :width]
+    image = np.stack([columns, rows, np.full_like(rows, 7)], axis=-1).astype(np.uint8)
+    return np.stack([image] * frames)
+
+
+@pytest.mark.parametrize(("height", "width"), [(120, 160), (160, 90), (63, 47), (41, 41)])
+def test_crops_lie_inside_and_cover_their_share(height, width):
+    sides, corners = [], set()
+    for seed in range(300):
+        place = draw_place(np.random.default_rng(seed), height, width, AugmentConfig(crop=0.4))
+        assert 0 <= place.top <= height - place.side
+        assert 0 <= place.left <= width - place.side
+        sides.append(place.side)
+        corners.add((place.top, place.left))
+    largest = min(height, width)
+    assert min(sides) == pytest.approx(largest * 0.4**0.5, abs=1.5)
+    assert max(sides) == pytest.approx(largest, abs=1.5)
+    assert len(corners) > 100
+    assert cut(ramp(height, width), place, 32).shape == (2, 3, 32, 32)
+
+
+def test_a_whole_crop_is_the_centre():
+    place = draw_place(np.random.default_rng(0), 40, 100, AugmentConfig(crop=1.0, flip=0.0))
+    assert place == Place(0, 30, 40, False)
+    view = centre_view(ramp(40, 100), 40)
+    assert view.shape == (3, 2, 40, 40)
+    assert view[0, 0, 0].tolist() == list(range(30, 70))
+    portrait = centre_view(ramp(100, 40), 40)
+    assert portrait[1, 0, :, 0].tolist() == list(range(30, 70))
+
+
+@pytest.mark.parametrize(("flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+def test_flips(flip, mirrored):
+    for crop in (0.5, 1.0):
+        augment = AugmentConfig(crop=crop, flip=flip)
+        places = [draw_place(np.random.default_rng(seed), 40, 40, augment) for seed in range(50)]
+        assert {place.mirrored for place in places} == mirrored
+    plain, turned = (cut(ramp(40, 40), Place(0, 0, 40, side), 40) for side in (False, True))
+    assert torch.equal(turned, plain.flip(-1))
+
+
+def test_cut_is_the_square_itself_where_nothing_is_resized():
+    frames = ramp(50, 60)
+    view = cut(frames, Place(3, 5, 32, False), 32)
+    assert view.dtype == torch.uint8
+    assert torch.equal(view, torch.from_numpy(frames[:, 3:35, 5:37]).permute(0, 3, 1, 2))
+
+
+def test_resizing_averages_instead_of_skipping():
+    """Fine stripes become grey, not stripes of another width."""
+    stripes = np.zeros((1, 64, 64, 3), np.uint8)
+    stripes[:, :, ::2] = 200
+    view = cut(stripes, Place(0, 0, 64, False), 16).float()[:, :, :, 2:-2]
+    assert view.mean().item() == pytest.approx(100, abs=2)
+    assert view.std().item() < 5
+
+
+def clip() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).integers(60, 200, (4, 3, 24, 24), dtype=np.uint8))
+
+
+def test_no_colour_change_is_none():
+    assert torch.equal(recolour(np.random.default_rng(0), clip(), PLAIN), clip())
+
+
+@pytest.mark.parametrize("change", [{"colour": 0.4}, {"hue": 0.3}])
+def test_colour_is_one_change_for_all_frames(change):
+    augment = AugmentConfig(**{"crop": 1.0, "flip": 0.0, "colour": 0.0, "hue": 0.0} | change)
+    still = clip()[:1].expand(4, -1, -1, -1)
+    seen = recolour(np.random.default_rng(1), still, augment)
+    assert (seen.dtype, seen.shape) == (torch.uint8, still.shape)
+    assert not torch.equal(seen, still)
+    assert all(torch.equal(frame, seen[0]) for frame in seen)
+    other = recolour(np.random.default_rng(2), still, augment)
+    assert not torch.equal(seen, other)
+
+
+def test_grey_has_no_colour_left():
+    seen = recolour(np.random.default_rng(0), clip(), AugmentConfig(colour=0.0, hue=0.0, grey=1.0)).int()
+    assert (seen.amax(dim=1) - seen.amin(dim=1)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("words", "key"),
+    [({"crop": 0.0}, "crop"), ({"crop": 1.5}, "crop"), ({"flip": 2.0}, "flip"), ({"grey": -1.0}, "grey"),
+     ({"colour": 1.0}, "colour"), ({"hue": 0.6}, "hue")],
+)  # fmt: skip
+def test_shares_outside_are_refused(words, key):
+    with pytest.raises(UserError, match=f"data.augment.*{key}"):
+        AugmentConfig(**words)

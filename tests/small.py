@@ -1,0 +1,42 @@
+"""What the tests train: a run of seconds, with every part of a large one in it."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mofore.checkpoint import Checkpoint
+
+# Two tubelets in time, two targets, warm-up, decay, clipping and a checkpoint half way.
+SMALL = (
+    "experiment=demo", "steps=4", "global_batch=4", "workers=0", "checkpoint.every=2",
+    "backbone.embed_dim=48", "backbone.depth=2", "backbone.tubelet=2", "data.frames=4", "data.targets=2",
+    "forecaster.dim=48", "optimizer.warmup=2", "optimizer.weight_decay=0.5", "teacher.momentum=0.9",
+)  # fmt: skip
+
+TIMES = ("samples_per_second", "data_wait")  # the only metrics that two equal runs may tell differently
+
+
+def state(run: Path, step: int) -> dict[str, Tensor]:
+    """Every tensor of a checkpoint by its name: weights, both moments."""
+    checkpoint = Checkpoint(run / "checkpoints" / f"step-{step}")
+    return {name: checkpoint.read(name) for name in sorted(checkpoint.files)}
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of metrics.jsonl, without what only tells how long something took."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names whose tensors are not the same bit for bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]
+
+
+def distance(a: dict[str, Tensor], b: dict[str, Tensor], names: Iterable[str]) -> float:
+    """Largest relative distance |a - b| / |b| of the named tensors."""
+    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-12)) for name in names)
