@@ -48,12 +48,17 @@ class Checkpoint:
     `exp_avg/NAME` and `exp_avg_sq/NAME` for every trained one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, manifest_digest: str | None = None) -> None:
         self.folder = folder
         self.meta: dict[str, Any] = json.loads((folder / META).read_text())
         if self.meta["format"] != FORMAT:
             raise UserError(
                 f"{folder} has checkpoint format {self.meta['format']}, this MoFore reads {FORMAT}."
+            )
+        if manifest_digest and self.meta["manifest_digest"] != manifest_digest:
+            raise UserError(
+                f"{folder} was trained on another manifest (digest {self.meta['manifest_digest'][:12]}, "
+                f"now {manifest_digest[:12]}): give data.manifest of that run, or another run_dir."
             )
         self.files: dict[str, Path] = {}
         for name, facts in self.meta["files"].items():
@@ -74,14 +79,6 @@ class Checkpoint:
         """SHA-256 (hex) over the digests of the files: names the state."""
         joined = "".join(facts["sha256"] for _, facts in sorted(self.meta["files"].items()))
         return hashlib.sha256(joined.encode()).hexdigest()
-
-    def check_manifest(self, digest: str) -> None:
-        """UserError where the run has seen other videos than those it would go on with."""
-        if self.meta["manifest_digest"] != digest:
-            raise UserError(
-                f"{self.folder} was trained on another manifest (digest {self.meta['manifest_digest'][:12]}, "
-                f"now {digest[:12]}): give data.manifest of that run, or another run_dir."
-            )
 
     def read(self, name: str) -> Tensor:
         """A whole tensor. UserError where the checkpoint has none of this name."""
@@ -104,8 +101,14 @@ class Checkpoint:
 
 def find_checkpoint(run_dir: Path) -> Path | None:
     """The newest committed checkpoint of a run."""
-    found = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / META).is_file()]
-    return max(found, key=lambda path: int(path.name.removeprefix("step-")), default=None)
+    return max(_committed(run_dir), default=(0, None))[1]
+
+
+def _committed(run_dir: Path) -> list[tuple[int, Path]]:
+    """(step, folder) of every whole checkpoint; a folder of any other name is somebody's own copy."""
+    folders = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / META).is_file()]
+    steps = [(path.name.removeprefix("step-"), path) for path in folders]
+    return [(int(step), path) for step, path in steps if step.isdecimal()]
 
 
 def save_checkpoint(
@@ -144,9 +147,7 @@ def save_checkpoint(
 
 def _prune(run_dir: Path, keep_last: int) -> None:
     """Remove all but the newest; a folder loses its name first, so that a reader never finds half of one."""
-    found = [path for path in (run_dir / "checkpoints").glob("step-*") if (path / META).is_file()]
-    found.sort(key=lambda path: int(path.name.removeprefix("step-")))
-    for path in found[:-keep_last]:
+    for _, path in sorted(_committed(run_dir))[:-keep_last]:
         gone = path.with_name(f".{path.name}.removing")
         os.replace(path, gone)
         shutil.rmtree(gone)

@@ -15,6 +15,10 @@ class TeacherConfig:
     momentum: float = 0.996
     final_momentum: float = 1.0
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.momentum, self.final_momentum
+
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= self.final_momentum <= 1:
             raise UserError(

@@ -4,7 +4,6 @@ config.yaml (resolved), environment.json, metrics.jsonl, tensorboard/, checkpoin
 """
 
 import json
-import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from mofore.checkpoint import Checkpoint, find_checkpoint, teacher_weights
 from mofore.config import PretrainConfig, asdict_plain, flatten, read_config, write_config
+from mofore.data.manifest import replacing
 from mofore.errors import UserError
 from mofore.export import write_encoder
 from mofore.models.encoder import VideoEncoder
@@ -30,26 +30,26 @@ FREE = (
 PACKAGES = ("torch", "deepspeed", "timm", "decord", "numpy", "safetensors", "pyarrow")
 
 
-def claim_run(config: PretrainConfig, run_dir: Path) -> None:
-    """Make the run folder and its config.yaml. UserError where it belongs to another configuration."""
+def check_run(config: PretrainConfig, run_dir: Path) -> None:
+    """UserError where the run folder belongs to another configuration."""
     path = run_dir / "config.yaml"
-    if path.exists():
-        there, here = flatten(asdict_plain(read_config(path))), flatten(asdict_plain(config))
-        other = [key for key in here if there[key] != here[key] and not key.startswith(FREE)]
-        if other:
-            differences = "; ".join(f"{key}={there[key]} there, {here[key]} here" for key in other[:5])
-            raise UserError(
-                f"{run_dir} is the run folder of another configuration ({differences}). "
-                "Give another run_dir, or these values to go on with that run."
-            )
+    if not path.exists():
+        return
+    there, here = flatten(asdict_plain(read_config(path))), flatten(asdict_plain(config))
+    other = [key for key in here if there[key] != here[key] and not key.startswith(FREE)]
+    if other:
+        differences = "; ".join(f"{key}={there[key]} there, {here[key]} here" for key in other[:5])
+        raise UserError(
+            f"{run_dir} is the run folder of another configuration ({differences}). "
+            "Give another run_dir, or these values to go on with that run."
+        )
+
+
+def claim_run(config: PretrainConfig, run_dir: Path, manifest_digest: str, world_size: int) -> None:
+    """Make the run folder with config.yaml and environment.json: enough to know what a number was made with."""
     run_dir.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    write_config(config, temporary)
-    os.replace(temporary, path)
-
-
-def write_environment(run_dir: Path, manifest_digest: str, world_size: int) -> None:
-    """environment.json: enough to know what a number was made with."""
+    with replacing(run_dir / "config.yaml") as temporary:
+        write_config(config, Path(temporary))
     facts = {
         "python": platform.python_version(),
         "packages": {name: version(name) for name in PACKAGES},
@@ -59,9 +59,8 @@ def write_environment(run_dir: Path, manifest_digest: str, world_size: int) -> N
         "world_size": world_size,
         "manifest_digest": manifest_digest,
     }
-    temporary = run_dir / "environment.json.tmp"
-    temporary.write_text(json.dumps(facts, indent=1))
-    os.replace(temporary, run_dir / "environment.json")
+    with replacing(run_dir / "environment.json") as temporary:
+        Path(temporary).write_text(json.dumps(facts, indent=1))
 
 
 def code_commit() -> str | None:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,7 +38,7 @@ from mofore.metrics import MetricsLog, Stopwatch
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.preemption import StopRequest
 from mofore.pretraining import build_pretraining
-from mofore.run import claim_run, write_environment
+from mofore.run import check_run, claim_run
 from mofore.schedules import learning_rate, teacher_momentum
 from mofore.types import Batch, Losses
 
@@ -54,42 +55,27 @@ def train(config: PretrainConfig) -> Outcome:
 
     Raises UserError for what the user can mend, a non-finite loss among it.
     """
-    device = start_ranks(config.engine.timeout)
-    micro_batch, accumulation = config.cut_batch(world())
     run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
     rows, short = usable_rows(manifest, config.data, clips=2)
-    if rank() == 0:
-        claim_run(config, run_dir)
-        write_environment(run_dir, manifest.digest, world())
-        announce(manifest, config, len(rows), short)
+    device = start_ranks(config.engine.timeout)
+    check_run(config, run_dir)
     newest = find_checkpoint(run_dir)
-    checkpoint = Checkpoint(newest) if newest else None
+    checkpoint = Checkpoint(newest, manifest.digest) if newest else None
     start = checkpoint.step if checkpoint else 0
-    batches = RankBatches(
-        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
-    )
+    loader = load_batches(config, manifest, rows, start, device)
+    if rank() == 0:
+        claim_run(config, run_dir, manifest.digest, world())
+        announce(manifest, config, len(rows), short)
     if start >= config.steps:
         return Outcome(start, None)
+    engine = build(config, checkpoint, device)
+    accumulation, rates, watch = engine.gradient_accumulation_steps(), config.optimizer, Stopwatch()
 
-    model = build_pretraining(config.model(), config.seed)
-    if checkpoint:
-        checkpoint.check_manifest(manifest.digest)
-        checkpoint.load_weights(model)
-    optimizer = build_optimizer(parameter_groups(model, config.optimizer.weight_decay), config.optimizer)
-    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, config.optimizer.clip)
-    if checkpoint:
-        restore_optimizer(engine, empty_batch(config, micro_batch, device), checkpoint.read, start)
-    dataset = PretrainClips(manifest, config.data, rows, config.seed)
-    loader = batches_of(build_loader(dataset, batches, config.workers, pin_memory=device.type == "cuda"))
-
-    rates, watch = config.optimizer, Stopwatch()
     log = MetricsLog(run_dir, start, config.steps) if rank() == 0 else None
     with StopRequest() as stop, contextlib.closing(log) if log else contextlib.nullcontext():
         for step in range(start, config.steps):
             rate = learning_rate(step, config.steps, rates.warmup, rates.lr, rates.final_lr)
-            momentum = teacher_momentum(
-                step, config.steps, config.teacher.momentum, config.teacher.final_momentum
-            )
+            momentum = teacher_momentum(step, config.steps, *config.teacher.ends)
             micro_batches = [to_device(watch.wait(loader), device) for _ in range(accumulation)]
             # Stochastic depth, the same after a resume: after the loader, whose start draws a number too.
             torch.manual_seed(hash_seed(config.seed, step, rank()))
@@ -98,15 +84,14 @@ def train(config: PretrainConfig) -> Outcome:
             losses, keys, norm = update(engine, micro_batches, step + 1, manifest)
             update_teacher(engine.module.teacher, engine.module.student, momentum)
 
-            gap_mean = mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
+            gap = mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
             seconds, waited = watch.lap()
             if log:
                 log.write(
                     step=step + 1, loss=losses.total, forecast=losses.forecast, contrast=losses.contrast,
-                    contrast_accuracy=losses.contrast_accuracy, lr=rate, momentum=momentum,
-                    grad_norm=norm, samples_per_second=config.global_batch / seconds,
-                    data_wait=waited, effective_rank=effective_rank(keys[:RANK_ROWS]),
-                    embedding_std=embedding_std(keys), gap_mean=gap_mean,
+                    contrast_accuracy=losses.contrast_accuracy, lr=rate, momentum=momentum, grad_norm=norm,
+                    samples_per_second=config.global_batch / seconds, data_wait=waited, gap_mean=gap,
+                    effective_rank=effective_rank(keys[:RANK_ROWS]), embedding_std=embedding_std(keys),
                 )  # fmt: skip
             stopping = any_rank(stop.name is not None, device)
             if stopping or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
@@ -115,6 +100,31 @@ def train(config: PretrainConfig) -> Outcome:
             if stopping:
                 return Outcome(step + 1, stop.name or "a signal on another rank")
     return Outcome(config.steps, None)
+
+
+def load_batches(
+    config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """This rank's micro-batches from step `start` on."""
+    micro_batch, _ = config.cut_batch(world())
+    keys = RankBatches(
+        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
+    )
+    clips = PretrainClips(manifest, config.data, rows, config.seed)
+    return batches_of(build_loader(clips, keys, config.workers, pin_memory=device.type == "cuda"))
+
+
+def build(config: PretrainConfig, checkpoint: Checkpoint | None, device: torch.device) -> Engine:
+    """The engine in the state of the checkpoint, or with fresh weights."""
+    micro_batch, accumulation = config.cut_batch(world())
+    model = build_pretraining(config.model(), config.seed)
+    if checkpoint:
+        checkpoint.load_weights(model)
+    optimizer = build_optimizer(parameter_groups(model, config.optimizer.weight_decay), config.optimizer)
+    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, config.optimizer.clip)
+    if checkpoint:
+        restore_optimizer(engine, empty_batch(config, micro_batch, device), checkpoint.read, checkpoint.step)
+    return engine
 
 
 def update(

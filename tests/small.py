@@ -11,9 +11,11 @@ from mofore.checkpoint import Checkpoint
 
 # Two tubelets in time, two targets, warm-up, decay, clipping and a checkpoint half way.
 SMALL = (
-    "experiment=demo", "steps=4", "global_batch=4", "workers=0", "checkpoint.every=2",
-    "backbone.embed_dim=48", "backbone.depth=2", "backbone.tubelet=2", "data.frames=4", "data.targets=2",
-    "forecaster.dim=48", "optimizer.warmup=2", "optimizer.weight_decay=0.5", "teacher.momentum=0.9",
+    "steps=4", "global_batch=4", "workers=0", "checkpoint.every=2",
+    "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",
+    "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.gap.max=0.5",
+    "forecaster.dim=48", "forecaster.depth=1", "forecaster.heads=3", "teacher.momentum=0.9",
+    "optimizer.lr=1e-3", "optimizer.warmup=2", "optimizer.weight_decay=0.5", "optimizer.clip=1.0",
 )  # fmt: skip
 
 TIMES = ("samples_per_second", "data_wait")  # the only metrics that two equal runs may tell differently
@@ -22,7 +24,7 @@ TIMES = ("samples_per_second", "data_wait")  # the only metrics that two equal r
 def state(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by its name: weights, both moments."""
     checkpoint = Checkpoint(run / "checkpoints" / f"step-{step}")
-    return {name: checkpoint.read(name) for name in sorted(checkpoint.files)}
+    return {name: checkpoint.read(name).clone() for name in sorted(checkpoint.files)}  # files may change
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -1,0 +1,83 @@
+"""What the README says can be done: every command exists, every key composes, the Python example runs."""
+
+import re
+import runpy
+import shlex
+from pathlib import Path
+
+import pytest
+
+from launch.cli import build_parser
+from launch.submit import SubmitConfig
+from mofore.config import EvaluateConfig, PretrainConfig, compose
+from mofore.data.manifest import replacing
+from mofore.export import write_encoder
+from mofore.models.encoder import BackboneConfig, VideoEncoder
+
+REPOSITORY = Path(__file__).parent.parent
+README = (REPOSITORY / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+COMMANDS = [
+    line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")
+]
+
+
+def check_pretrain(words: list[str]) -> None:
+    ours = [word for word in words if word.startswith("cluster")]
+    if ours:
+        compose(SubmitConfig, ours)
+    compose(PretrainConfig, [word for word in words if word not in ours])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command(command: str) -> None:
+    words = shlex.split(command)
+    if words[0] == "make":
+        assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+    elif words[:2] == ["python", "launch/submit.py"]:
+        check_pretrain(words[2:])
+    elif words[0] == "torchrun":
+        assert words[3:5] == ["-m", "mofore.train"]
+        check_pretrain(words[5:])
+    else:
+        assert words[0] == "mofore"
+        arguments = build_parser().parse_args(words[1:])
+        if words[1] == "pretrain":
+            check_pretrain(arguments.keys)
+        if words[1] == "evaluate":
+            compose(EvaluateConfig, arguments.keys)
+
+
+def test_named_tests_exist() -> None:
+    named = re.findall(r"`pytest (\S+?)`", README)
+    assert named
+    assert all((REPOSITORY / path).exists() for path in named), named
+
+
+def test_named_files_exist() -> None:
+    tree = README.split("## The house")[1].split("```")[1]
+    folder = ""
+    for line in tree.strip().splitlines():
+        name = line.split()[0]
+        folder = name if not line.startswith(" ") else folder
+        path = REPOSITORY / (name if name == folder else folder + name)
+        assert path.exists(), path
+
+
+def test_python_example(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    backbone = BackboneConfig(embed_dim=32, depth=1, num_heads=2, patch=8)
+    encoder = VideoEncoder(backbone, frames=4, size=16)
+    write_encoder(encoder, backbone, 4, 12.0, 16, {"run": "none"}, tmp_path / "encoders/mine")
+    (example,) = blocks("python")
+    with replacing(tmp_path / "example.py") as temporary:
+        Path(temporary).write_text(example)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("example.py")
+    assert capsys.readouterr().out.strip() == "torch.Size([2, 32])"
