@@ -89,7 +89,9 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     save(tmp_path, 1)
     folder = save(tmp_path, 2)
     damage(folder / "rank-00000.safetensors")
-    with pytest.raises(UserError, match=r"step-2/rank-00000.safetensors is damaged: remove the folder .*step-2 "):
+    with pytest.raises(
+        UserError, match=r"step-2/rank-00000.safetensors is damaged: remove the folder .*step-2 "
+    ):
         Checkpoint(folder)
     shutil.rmtree(folder)  # the remedy
     assert Checkpoint(find_checkpoint(tmp_path)).step == 1

@@ -164,7 +164,9 @@ def test_a_global_batch_that_does_not_divide_is_named(batch, micro, world):
         config.cut_batch(world)
 
 
-@pytest.mark.parametrize("words", [[], ["experiment=paper"], ["experiment=demo", "optimizer.betas=[0.5,0.6]"]])
+@pytest.mark.parametrize(
+    "words", [[], ["experiment=paper"], ["experiment=demo", "optimizer.betas=[0.5,0.6]"]]
+)
 def test_what_is_written_is_read_back(tmp_path, words):
     config = compose(PretrainConfig, [SET, *words])
     write_config(config, tmp_path / "config.yaml")

@@ -17,9 +17,7 @@ def test_info_nce_is_a_plain_loop(temperature):
     queries, keys, positives = rows(4, seed=1), rows(6, seed=2), torch.tensor([2, 0, 5, 5])
     total, right = 0.0, 0
     for query, positive in zip(queries, positives.tolist(), strict=True):
-        scores = [
-            float(query @ key) / float(query.norm() * key.norm()) / temperature for key in keys
-        ]
+        scores = [float(query @ key) / float(query.norm() * key.norm()) / temperature for key in keys]
         total -= scores[positive] - math.log(sum(math.exp(score) for score in scores))
         right += scores.index(max(scores)) == positive
     loss, accuracy = info_nce(queries, keys, positives, temperature)

@@ -106,9 +106,7 @@ def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[fl
         keys = global_batch_keys(step, 40, config.global_batch, config.seed)
         batch = collate([data[key] for key in keys])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(
-                step, config.steps, options.warmup, options.lr, options.final_lr
-            )
+            group["lr"] = learning_rate(step, config.steps, options.warmup, options.lr, options.final_lr)
         targets = model(batch)
         loss = model(batch, targets, targets.keys.flatten(0, 1)).total
         optimizer.zero_grad()
@@ -129,7 +127,9 @@ def test_one_process_is_a_plain_loop_in_pytorch(tmp_path, run_small, manifest):
     expected, losses = plain_loop(config)
     assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=1e-4)
     ours = state(run, 4)
-    print(distance(ours, expected, expected), distance(ours, expected, [n for n in expected if "teacher" in n]))
+    print(
+        distance(ours, expected, expected), distance(ours, expected, [n for n in expected if "teacher" in n])
+    )
     assert distance(ours, expected, expected) < 1e-3
     assert distance(ours, expected, [name for name in expected if "teacher" in name]) < 1e-4
 
@@ -137,7 +137,11 @@ def test_one_process_is_a_plain_loop_in_pytorch(tmp_path, run_small, manifest):
 def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):
     for zero in (0, 2):
         run = run_small(
-            tmp_path / f"{zero}", f"engine.zero={zero}", "engine.precision=bf16", "steps=2", "checkpoint.every=1"
+            tmp_path / f"{zero}",
+            f"engine.zero={zero}",
+            "engine.precision=bf16",
+            "steps=2",
+            "checkpoint.every=1",
         )
         start, end = state(run, 1), state(run, 2)
         assert {tensor.dtype for tensor in end.values()} == {torch.float32}

@@ -188,7 +188,9 @@ def test_backbones_that_cannot_be_are_refused(words, said):
         build(**words)
 
 
-@pytest.mark.parametrize("words", [{"patch": 0}, {"tubelet": 0}, {"checkpoint_every": -1}, {"drop_path": 1.0}])
+@pytest.mark.parametrize(
+    "words", [{"patch": 0}, {"tubelet": 0}, {"checkpoint_every": -1}, {"drop_path": 1.0}]
+)
 def test_settings_outside_are_refused(words):
     with pytest.raises(UserError, match=f"backbone.{next(iter(words))}"):
         BackboneConfig(**SHAPE | words)
