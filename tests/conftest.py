@@ -5,12 +5,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+# Equal to the last bit means equal thread counts too: here, in ranks, and in whatever else a test starts.
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import torch
 import torch.distributed as dist
 
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
 from tests.small import SMALL
+
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

@@ -168,7 +168,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manife
     """SLURM and Ctrl-C signal every process of a run, so its workers get the signal too, here while it waits
     for them.
     """
-    words = ["steps=30", "checkpoint.every=100", "global_batch=16", "micro_batch=4"]
+    words = ["steps=12", "checkpoint.every=100", "global_batch=16", "micro_batch=4"]
     run = tmp_path / "run"
     fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *words, "workers=1"]
     with (tmp_path / "log").open("w") as log:
@@ -189,9 +189,9 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manife
     assert saved.name == f"step-{len(metrics(run))}"
 
     run_small(run, *words)
-    assert [line["step"] for line in metrics(run)] == list(range(1, 31))
+    assert [line["step"] for line in metrics(run)] == list(range(1, 13))
     whole = run_small(tmp_path / "whole", *words)
-    assert differing(state(run, 30), state(whole, 30)) == []
+    assert differing(state(run, 12), state(whole, 12)) == []
     assert metrics(run) == metrics(whole)
 
 

@@ -24,7 +24,6 @@ B_FRAMES = {"bf": "2", "g": "6"}
         ("xvid.avi", "mpeg4", B_FRAMES, False),
         ("h264.avi", "libx264", B_FRAMES, False),
         ("tape.mpg", "mpeg2video", {"g": "6"}, False),
-        ("web.webm", "libvpx-vp9", {"g": "12"}, True),
     ],
 )
 def test_frames_come_in_the_order_asked_for(tmp_path, name, codec, options, seekable):
