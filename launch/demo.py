@@ -5,6 +5,8 @@ Each part is left alone where it is done, so a second call goes on where the fir
 
 from pathlib import Path
 
+import torch
+
 from evaluation.console import show
 from evaluation.evaluate import evaluate
 from evaluation.report import write_report
@@ -26,6 +28,7 @@ def demo(out: Path, keys: list[str]) -> int:
         lists = [str(videos / "trainlist01.txt"), str(videos / "testlist01.txt")]
         prepare(videos, data, splits=lists, groups=str(videos / "groups.tsv"))
     print("3/5 pretraining, without labels, on the train split", flush=True)
+    torch.set_num_threads(1)  # a model this small gains nothing from a second, and the decoders need the core
     fixed = ["experiment=demo", f"data.manifest={data / 'manifest.parquet'}", f"run_dir={run}"]
     outcome = train(compose(PretrainConfig, [*fixed, *keys]))
     if outcome.stopped_by:
