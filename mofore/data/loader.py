@@ -56,10 +56,13 @@ class RankBatches(Sampler[list[Key]]):
 
 def batches_of(loader: Iterable) -> Iterator:
     """What the loader gives; a UserError of a worker arrives as its own sentence, without the worker's traceback."""
+    said = None
     try:
         yield from loader
     except UserError as mistake:
-        raise UserError(str(mistake).rsplit("UserError: ")[-1].strip()) from None
+        said = str(mistake).rsplit("UserError: ")[-1].strip()
+    if said:  # raised out here, so that nothing holds on to the loader and its workers end
+        raise UserError(said)
 
 
 def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin_memory: bool) -> DataLoader:
