@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from types import FrameType
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
 class StopRequest:
@@ -36,15 +37,11 @@ class StopRequest:
 
 
 def leave_stops_to_rank(_worker: int) -> None:
-    """In a worker, at its start: stop signals do nothing here, but for a second SIGTERM. It ends with its rank."""
+    """In a worker, at its start: stop signals do not end it at once. It ends with its rank."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _first_is_for_the_rank)
-
-
-def _first_is_for_the_rank(number: int, _: FrameType | None) -> None:
-    """A rank that dies of an error ends its workers with SIGTERM, and waits for them: they must hear it then."""
-    signal.signal(number, signal.SIG_DFL)
+    # A rank that dies of an error sends SIGTERM too, and waits for its workers: let that wait have an end.
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
 
 
 @contextlib.contextmanager

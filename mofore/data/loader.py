@@ -61,7 +61,10 @@ def batches_of(loader: Iterable) -> Iterator:
         yield from loader
     except UserError as mistake:
         said = str(mistake).rsplit("UserError: ")[-1].strip()
-    if said:  # raised out here, so that nothing holds on to the loader and its workers end
+        # torch's re-raise makes a cycle of the error and its frames; it would keep the loader, and so its workers,
+        # beyond the point where they can still be told to end
+        mistake.__traceback__ = None
+    if said:
         raise UserError(said)
 
 
