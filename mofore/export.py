@@ -6,6 +6,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -70,7 +71,10 @@ def load_encoder(folder: str | Path) -> ClipEncoder:
             raise UserError(
                 f"{folder} holds no {name}: write one with `mofore export run=RUN --out {folder}`."
             )
-    about = json.loads((folder / ABOUT).read_text())
+    try:
+        about = json.loads((folder / ABOUT).read_text())
+    except json.JSONDecodeError as reason:
+        raise UserError(f"{folder / ABOUT} is damaged: {reason}. Export the encoder again.") from reason
     if about.get("format") != FORMAT:
         raise UserError(f"{folder / ABOUT} has format {about.get('format')}, this MoFore reads {FORMAT}.")
     backbone = about["backbone"]
@@ -78,6 +82,6 @@ def load_encoder(folder: str | Path) -> ClipEncoder:
     encoder = VideoEncoder(config, about["frames"], about["size"])
     try:
         encoder.load_state_dict(load_file(folder / WEIGHTS))
-    except RuntimeError as reason:
+    except (RuntimeError, SafetensorError) as reason:
         raise UserError(f"{folder / WEIGHTS} does not fit {ABOUT}: {reason}") from reason
     return ClipEncoder(encoder, about["frames"], about["fps"], about["size"]).eval()

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import mofore
+from launch.cli import main
 from mofore.errors import UserError
 from mofore.run import load_teacher
 from tests.small import SMALL
@@ -107,12 +108,16 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_message(mistake: str, tmp_path: Path) -> None:
+def test_mistakes_are_one_message(
+    mistake: str, tmp_path: Path, environment: None, capsys: pytest.CaptureFixture
+) -> None:
     words, named = MISTAKES[mistake]
-    ran = command("launch.cli", *[word.replace("OUT", str(tmp_path / "out")) for word in words])
-    assert ran.returncode == 2, ran.stdout + ran.stderr
-    assert named in ran.stderr
-    assert "Traceback" not in ran.stderr
+    assert main([word.replace("OUT", str(tmp_path / "out")) for word in words]) == 2
+    said = capsys.readouterr()
+    assert named in said.err
+    assert said.err.startswith("mofore: ")
+    assert "Traceback" not in said.err
+    assert said.out == ""
     assert not (tmp_path / "out").exists()
 
 

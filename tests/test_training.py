@@ -37,9 +37,13 @@ def resume_from_half(run: Path, copy: Path) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("zero", [0, 3])
+@pytest.mark.parametrize("zero", [0, 2])
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, run_small, zero):
-    """Bit for bit: student, forecaster, teacher, both moments, and every metric but times."""
+    """Bit for bit: student, forecaster, teacher, both moments, and every metric but times.
+
+    Not stage 3, which test_ranks has in processes of its own: DeepSpeed then replaces torch's linear function for
+    good, and what this process computes later differs in its last digits.
+    """
     words = [f"engine.zero={zero}", "micro_batch=2", "backbone.drop_path=0.3"]
     whole = run_small(tmp_path / "whole", *words)
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-2", "step-4"]
