@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from mofore.data.manifest import replacing
 
-CODEC = {"crf": "23", "preset": "veryfast", "tune": "fastdecode", "threads": "1"}
+CODEC = {"crf": "15", "preset": "veryfast", "tune": "fastdecode", "threads": "1"}
 MOTIONS = ("left", "right", "up", "down", "clockwise", "anticlockwise", "zoom_in", "zoom_out")
 SIDE = 256  # pixels of a texture
 
