@@ -62,7 +62,7 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     manifest = read_manifest(cfg.manifest or config.data.manifest)
     annotations = read_annotations(manifest.path)
     split = choose_split(video_names(manifest), annotations)
-    data = replace(config.data, split=None, augment=PLAIN_VIEWS)
+    data = replace(config.data, split=None, augment=PLAIN_VIEWS, keep=1.0)
     key = _key(cfg, data, checkpoint.digest, manifest, annotations, split)
 
     path = run / "evaluation" / "features.npz"

@@ -26,10 +26,12 @@ from mofore.data.dataset import DataConfig
 from mofore.ema import TeacherConfig
 from mofore.engine import EngineConfig
 from mofore.errors import UserError
-from mofore.models.encoder import BackboneConfig, check_tubelets
+from mofore.guard import GuardConfig
+from mofore.models.encoder import Attention, BackboneConfig, check_tubelets
 from mofore.models.forecaster import ForecasterConfig
 from mofore.optim import OptimizerConfig
 from mofore.pretraining import LossConfig, ModelConfig
+from mofore.watchdog import WatchConfig
 
 FOLDER = Path(configs.__file__).parent
 
@@ -52,6 +54,8 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
+    watch: WatchConfig = field(default_factory=WatchConfig)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.global_batch) < 1 or self.workers < 0:
@@ -64,6 +68,17 @@ class PretrainConfig:
         if self.global_batch < 2 and self.loss.contrast > 0:
             raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
         check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
+        if self.data.keep < 1 and self.backbone.attention is Attention.per_frame:
+            raise UserError(
+                f"data.keep={self.data.keep} drops tokens of the clip, which backbone.attention=per_frame sees frame "
+                "by frame: give data.keep=1 or backbone.attention=joint."
+            )
+
+    @property
+    def tokens(self) -> int:
+        """Of a clip: N."""
+        side = self.data.size // self.backbone.patch
+        return self.data.frames // self.backbone.tubelet * side * side
 
     def model(self) -> ModelConfig:
         return ModelConfig(self.data.frames, self.data.size, self.backbone, self.forecaster, self.loss)

@@ -1,8 +1,12 @@
 """Ranks: who am I, what do the others hold. Every function here is a collective where there are several."""
 
+from typing import TypeVar
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -22,13 +26,22 @@ def mean(values: Tensor) -> Tensor:
     return values / world()
 
 
-def any_rank(flag: bool, device: torch.device) -> bool:
-    """True on every rank where it is true on one."""
+def most(values: list[float], device: torch.device) -> list[float]:
+    """The largest of each number over the ranks, in one exchange."""
     if world() == 1:
-        return flag
-    raised = torch.tensor([float(flag)], device=device)
-    dist.all_reduce(raised, op=dist.ReduceOp.MAX)
-    return bool(raised.item())
+        return values
+    largest = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(largest, op=dist.ReduceOp.MAX)
+    return largest.tolist()
+
+
+def gather_objects(own: T) -> list[T]:
+    """Small plain objects of all ranks, in rank order."""
+    if world() == 1:
+        return [own]
+    parts: list = [None] * world()
+    dist.all_gather_object(parts, own)
+    return parts
 
 
 def gather(tensor: Tensor) -> Tensor:

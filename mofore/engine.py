@@ -1,4 +1,4 @@
-"""Module + optimizer -> DeepSpeed engine; the optimizer's moments of any stage by parameter name.
+"""Module + optimizer -> DeepSpeed engine; what a rank holds of the training state at any stage, by parameter name.
 
 The only module that imports deepspeed. Every run goes through it, one process or many, so that a laptop runs
 the code that a cluster will run.
@@ -8,7 +8,7 @@ import logging
 import os
 import socket
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -25,18 +25,13 @@ for _name in ("all_gather_into_tensor", "reduce_scatter_tensor"):  # DeepSpeed's
     warnings.filterwarnings("ignore", rf".*{_name}. is deprecated", FutureWarning)
 
 import deepspeed
-import torch.nn.functional as F
 from deepspeed.accelerator import get_accelerator
-from deepspeed.utils import (
-    safe_get_full_optimizer_state,
-    safe_set_full_optimizer_state,
-    safe_set_local_optimizer_state,
-)
+from deepspeed.utils import safe_get_local_optimizer_state, safe_set_local_fp32_param
 from torch import Tensor, nn
 
-from mofore.distributed import gather, rank, world
+from mofore.distributed import rank
 from mofore.errors import UserError
-from mofore.types import Batch
+from mofore.types import Batch, Piece
 
 Engine = Any  # deepspeed.DeepSpeedEngine: it has no types to check against
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -51,14 +46,16 @@ class Precision(Enum):
 class EngineConfig:
     zero: int = 0  # ZeRO stage
     precision: Precision = Precision.fp32
-    timeout: int = 600  # seconds that a collective waits for a lost rank
+    timeout: int = 600  # seconds after which a silent or stuck rank ends the run
+    compare_every: int = 20  # steps between two comparisons of what must be equal on all ranks
 
     def __post_init__(self) -> None:
         if self.zero not in (0, 1, 2, 3):
             raise UserError(f"engine.zero={self.zero}: ZeRO has the stages 0, 1, 2 and 3.")
-        if self.timeout < 1:
+        if min(self.timeout, self.compare_every) < 1:
             raise UserError(
-                f"engine.timeout={self.timeout}: give the seconds to wait for a rank, at least 1."
+                f"engine.timeout={self.timeout} (seconds to wait for a rank) and "
+                f"engine.compare_every={self.compare_every} (steps) must be at least 1."
             )
 
 
@@ -106,53 +103,79 @@ def build_engine(
     return deepspeed.initialize(model=module, optimizer=optimizer, config=settings)[0]
 
 
-def backward_and_step(engine: Engine, loss: Tensor) -> float | None:
-    """Backward of one micro-batch; at the last of a step the update too, and the gradient's norm before clipping."""
-    engine.backward(loss)
+def backward_and_step(engine: Engine, loss: Tensor, allowed: bool = True) -> float | None:
+    """Backward of one micro-batch; at the last of a step the update too, and the gradient's norm before clipping.
+
+    A gradient that is not finite updates nothing, on any rank: then the norm is inf or nan. `allowed=False` at
+    the last micro-batch makes it so. DeepSpeed skips such updates at stages 1 to 3, stage 0 is taught it here.
+    """
+    engine.backward(loss if allowed else loss * torch.nan)
     updates, norm = engine.is_gradient_accumulation_boundary(), None
     if updates and engine.zero_optimization_stage() == 0:  # DeepSpeed tells it at the other stages only
         norm = torch.nn.utils.get_total_norm(
             [p.grad for p in engine.module.parameters() if p.grad is not None]
         )
+        # what torch's gradient scaler tells a fused optimizer: the kernel leaves weights, moments and count alone
+        engine.optimizer.found_inf = (~norm.isfinite()).float()
     engine.step()
     if updates and norm is None:
         norm = engine.get_global_grad_norm()
     return None if norm is None else float(norm)
 
 
-def full_weight(parameter: Any) -> Tensor:
-    """The whole fp32 tensor of a parameter, a collective under ZeRO-3: shards are gathered as they are kept.
+def state_shapes(engine: Engine) -> dict[str, list[int]]:
+    """Shape of every tensor of the training state by its name: a weight each parameter, two moments each trained one."""
+    shapes = {}
+    for name, parameter in engine.module.named_parameters():
+        shape = list(getattr(parameter, "ds_shape", parameter.shape))
+        for kind in ("weights", *(MOMENTS if parameter.requires_grad else ())):
+            shapes[f"{kind}/{name}"] = shape
+    return shapes
 
-    Not through `GatheredParameters`: under autocast that gathers in bf16.
+
+def held_state(engine: Engine) -> Iterator[Piece]:
+    """What this rank holds of the training state, without communication: at stage 0 all of it, at 1 and 2 all
+    weights and its shard of the moments, at 3 its shard of everything.
     """
-    if not hasattr(parameter, "ds_tensor"):
-        return parameter.detach()
-    flat = gather(parameter.ds_tensor.detach().flatten())
-    return flat[: parameter.ds_numel].view(parameter.ds_shape)
-
-
-def full_moment(engine: Engine, parameter: Any, key: str) -> Tensor:
-    """One of MOMENTS of a parameter, whole; a collective where it is sharded."""
-    if engine.zero_optimization_stage() == 0:
-        return engine.optimizer.state[parameter][key]
-    _link_moments(engine)
-    return safe_get_full_optimizer_state(parameter, key)
+    stage = engine.zero_optimization_stage()
+    if stage in (1, 2):
+        _link_moments(engine)
+    for name, parameter in engine.module.named_parameters():
+        trained = parameter.requires_grad
+        if stage == 3:
+            start = rank() * parameter.ds_tensor.numel()
+            length = min(parameter.ds_tensor.numel(), parameter.ds_numel - start)  # the last shard is padded
+            if length <= 0:
+                continue
+            yield Piece(f"weights/{name}", start, parameter.ds_tensor.detach()[:length], False)
+            for key in MOMENTS if trained else ():
+                yield Piece(
+                    f"{key}/{name}", start, safe_get_local_optimizer_state(parameter, key)[:length], False
+                )
+            continue
+        yield Piece(f"weights/{name}", 0, parameter.detach().view(-1), True)
+        if not trained:
+            continue
+        if stage == 0:
+            moments = engine.optimizer.state[parameter]
+            yield from (Piece(f"{key}/{name}", 0, moments[key].view(-1), True) for key in MOMENTS)
+        elif parameter._hp_mapping is not None:  # None where another rank has all of it
+            start = parameter._hp_mapping.lp_fragment_address.start
+            moments = parameter._hp_mapping.optim_fragment
+            yield from (Piece(f"{key}/{name}", start, moments[key], False) for key in MOMENTS)
 
 
 def _link_moments(engine: Engine) -> None:
     """DeepSpeed 0.19 links moments to parameters after the update of the first parameter group, when the other
     groups have none yet, and never again: link them here.
     """
-    if engine.zero_optimization_stage() in (1, 2):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
+    engine.optimizer._hp_optimizer_states_linked = False
+    engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def restore_optimizer(engine: Engine, batch: Batch, read: Callable[[str], Tensor], step: int) -> None:
-    """Give every trained parameter its moments (`read("exp_avg/NAME")`, whole) and the optimizer its count.
-
-    The optimizer makes its state at its first update. So one is made from any batch, with gradients of zero
-    and a rate of zero, which changes no weight; then the state is filled.
+def make_moments(engine: Engine, batch: Batch) -> None:
+    """The optimizer makes its state at its first update. So one is made from any batch, with gradients of zero
+    and a rate of zero, which changes no weight; then it has made none.
     """
     set_rate(engine, 0.0)
     for _ in range(engine.gradient_accumulation_steps()):
@@ -161,25 +184,39 @@ def restore_optimizer(engine: Engine, batch: Batch, read: Callable[[str], Tensor
         losses = engine(batch, targets, targets.keys.flatten(0, 1))
         engine.backward(losses.total * 0.0)
         engine.step()
-    _link_moments(engine)
-    for name, parameter in engine.module.named_parameters():
-        if parameter.requires_grad:
-            for key in MOMENTS:
-                _set_moment(engine, parameter, key, read(f"{key}/{name}").to(engine.device))
+    _set_updates(engine, 0)
+
+
+@torch.no_grad()
+def fill_state(engine: Engine, read: Callable[[str, int, int], Tensor], updates: int) -> None:
+    """Give every piece that this rank holds its values, `read(name, start, stop)`, and the optimizer its count of
+    updates. Each rank asks for no more than it holds.
+    """
+    for piece in held_state(engine):
+        piece.values.copy_(read(piece.name, piece.start, piece.start + len(piece.values)))
+    for parameter in engine.module.parameters():  # stages 1 to 3 keep what they update in a second copy
+        if engine.zero_optimization_stage() == 3:
+            safe_set_local_fp32_param(parameter, parameter.ds_tensor)
+        elif (
+            engine.zero_optimization_stage() and parameter.requires_grad and parameter._hp_mapping is not None
+        ):
+            parameter._hp_mapping.update_hp()
+    _set_updates(engine, updates)
+
+
+def _set_updates(engine: Engine, updates: int) -> None:
+    """The optimizer's own count of updates, which corrects the bias of its moments."""
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     for state in inner.state.values():
-        state["step"].fill_(step)
+        state["step"].fill_(updates)
 
 
-def _set_moment(engine: Engine, parameter: Any, key: str, value: Tensor) -> None:
-    if engine.zero_optimization_stage() == 0:
-        engine.optimizer.state[parameter][key].copy_(value)
-    elif engine.zero_optimization_stage() < 3:
-        safe_set_full_optimizer_state(parameter, value, key)
-    else:  # the whole-tensor call fails where the last shard is padded, so hand over our own shard
-        length = parameter.ds_tensor.numel()
-        padded = F.pad(value.flatten(), (0, length * world() - value.numel()))
-        safe_set_local_optimizer_state(parameter, padded[rank() * length :][:length], key)
+def fingerprint(engine: Engine, turn: int) -> int | None:
+    """The sum of the bits of one parameter, another each turn; None at stage 3, where each rank holds another part."""
+    if engine.zero_optimization_stage() == 3:
+        return None
+    parameters = list(engine.module.parameters())
+    return int(parameters[turn % len(parameters)].detach().view(torch.int32).sum(dtype=torch.int64))
 
 
 def set_rate(engine: Engine, rate: float) -> None:

@@ -4,6 +4,7 @@ Only rank 0 writes. A resumed run drops the lines of steps that it takes again, 
 """
 
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -19,20 +20,34 @@ class MetricsLog:
     def __init__(self, run_dir: Path, start: int, steps: int) -> None:
         self.path = run_dir / "metrics.jsonl"
         forget_after(self.path, start)
-        self.file = self.path.open("a")
-        self.board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=start + 1)
+        self._open(start)
         self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
+
+    def _open(self, start: int) -> None:
+        self.file = self.path.open("a")
+        self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, **values: Tensor | float) -> None:
         """One step's numbers; `step` counts from 1."""
         numbers = {name: float(value) for name, value in values.items()}
-        self.file.write(json.dumps({"step": step} | numbers) + "\n")
+        # JSON has no word for what is not finite
+        told = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
+        self.file.write(json.dumps({"step": step} | told) + "\n")
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
         self.bar.update()
         shown = {"loss": "loss", "acc": "contrast_accuracy", "rank": "effective_rank"}
         self.bar.set_postfix({short: f"{numbers[name]:.3g}" for short, name in shown.items()}, refresh=False)
+
+    def rewind(self, step: int) -> None:
+        """The run goes back: drop the lines of later steps."""
+        self.file.close()
+        self.board.close()
+        forget_after(self.path, step)
+        self._open(step)
+        self.bar.n = step
+        self.bar.refresh()
 
     def close(self) -> None:
         self.bar.close()

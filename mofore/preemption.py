@@ -8,7 +8,10 @@ vain for the batch that its last step needs.
 """
 
 import contextlib
+import os
+import select
 import signal
+import threading
 from collections.abc import Iterator
 from types import FrameType
 
@@ -36,12 +39,23 @@ class StopRequest:
         self.name = signal.Signals(number).name
 
 
-def leave_stops_to_rank(_worker: int) -> None:
-    """In a worker, at its start: stop signals do not end it at once. It ends with its rank."""
+def live_and_die_with(rank_process: int, _worker: int) -> None:
+    """In a worker, at its start: stop signals do not end it at once. It ends with its rank, even a killed one."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # A rank that dies of an error sends SIGTERM too, and waits for its workers: let that wait have an end.
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(GRACE))
+    # Workers are children of a server that starts them, so a killed rank is not their parent, and nobody tells them.
+    threading.Thread(target=_end_after, args=(rank_process,), daemon=True).start()
+
+
+def _end_after(process: int) -> None:
+    try:
+        descriptor = os.pidfd_open(process)
+    except ProcessLookupError:
+        os._exit(1)
+    select.select([descriptor], [], [])  # readable once the process has ended
+    os._exit(1)
 
 
 @contextlib.contextmanager

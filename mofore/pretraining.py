@@ -77,7 +77,7 @@ class Pretraining(nn.Module):
         if targets is None:
             return self.teach(batch)
         assert keys is not None
-        forecast = self.forecast(batch.context, batch.gaps)
+        forecast = self.forecast(batch.context, batch.gaps, batch.kept)
         queries = forecast.mean(dim=2).flatten(0, 1)
         positives = torch.arange(first, first + len(queries), device=queries.device)
         contrast, accuracy = info_nce(queries, keys, positives, self.loss.temperature)
@@ -101,9 +101,12 @@ class Pretraining(nn.Module):
         keys = tokens.mean(dim=1)
         return Targets(tokens.unflatten(0, clips.shape[:2]), keys.unflatten(0, clips.shape[:2]))
 
-    def forecast(self, context: Tensor, gaps: Tensor) -> Tensor:
-        """The student's forecasts f32 [B, K, M, D] from contexts u8 [B, C, T, H, W] and gaps f32 [B, K]."""
-        return self.forecaster(self.student(context), gaps).float()
+    def forecast(self, context: Tensor, gaps: Tensor, kept: Tensor | None = None) -> Tensor:
+        """The student's forecasts f32 [B, K, N, D] (pooled: [B, K, 1, D]) from contexts u8 [B, C, T, H, W] and gaps
+        f32 [B, K]. `kept`: i64 [B, M], the tokens of the context that it sees; None or M = 0: all.
+        """
+        kept = kept if kept is not None and kept.shape[1] else None
+        return self.forecaster(self.student(context, kept), gaps, kept).float()
 
 
 def build_pretraining(config: ModelConfig, seed: int) -> Pretraining:

@@ -1,17 +1,26 @@
 """The run folder: whose it is, and what it was made with.
 
-config.yaml (resolved), environment.json, metrics.jsonl, tensorboard/, checkpoints/, evaluation/, report.html
+config.yaml (resolved), environment.json, metrics.jsonl, tensorboard/, checkpoints/, evaluation/, report.html;
+bad_steps.jsonl where the run went back; owner.json while it is trained, lock
 """
 
+import contextlib
 import json
+import os
 import platform
 import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from mofore.checkpoint import Checkpoint, find_checkpoint, teacher_weights
 from mofore.config import PretrainConfig, asdict_plain, flatten, read_config, write_config
 from mofore.data.manifest import replacing
+from mofore.distributed import gather_objects, rank
 from mofore.errors import UserError
 from mofore.export import write_encoder
 from mofore.models.encoder import VideoEncoder
@@ -24,6 +33,8 @@ FREE = (
     "micro_batch",
     "engine.",
     "checkpoint.",
+    "guard.",
+    "watch.",
     "data.manifest",
     "backbone.checkpoint_every",
 )
@@ -63,6 +74,50 @@ def claim_run(config: PretrainConfig, run_dir: Path, manifest_digest: str, world
         Path(temporary).write_text(json.dumps(facts, indent=1))
 
 
+@contextlib.contextmanager
+def hold_run(run_dir: Path) -> Iterator[None]:
+    """While within, no other run can write to this folder; every rank calls it. UserError names who holds it.
+
+    The kernel lets go of the lock when its holder dies, however it dies, so no lock is ever stale.
+    """
+    lock, owner, fault = FileLock(run_dir / "lock"), run_dir / "owner.json", None
+    if rank() == 0:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            fault = _held(run_dir, owner)
+        except (OSError, NotImplementedError) as reason:
+            print(
+                f"mofore: {run_dir} cannot be locked ({reason}): see that only one run writes to it.",
+                file=sys.stderr,
+            )
+    fault = gather_objects(fault)[0]
+    if fault:
+        raise UserError(fault)
+    if rank() == 0:
+        facts = {"host": platform.node(), "pid": os.getpid(), "job": os.environ.get("SLURM_JOB_ID"),
+                 "since": time.strftime("%Y-%m-%d %H:%M:%S")}  # fmt: skip
+        with replacing(owner) as temporary:
+            Path(temporary).write_text(json.dumps(facts))
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+
+def _held(run_dir: Path, owner: Path) -> str:
+    try:
+        facts = json.loads(owner.read_text())
+        job = f", SLURM job {facts['job']}" if facts["job"] else ""
+        who = f"process {facts['pid']} on {facts['host']}{job}, since {facts['since']}"
+    except (OSError, ValueError):
+        who = "a process that has just begun"
+    return f"{run_dir} is in use by {who}. Wait for it, end it, or choose another run_dir."
+
+
 def code_commit() -> str | None:
     """The git commit of this code, with "+changes" where the tree differs from it; None outside a checkout."""
     root = Path(__file__).parent.parent
@@ -72,15 +127,17 @@ def code_commit() -> str | None:
 
 
 def newest_checkpoint(run_dir: Path) -> Checkpoint:
-    """The newest checkpoint of a run; UserError where it has none."""
+    """The newest whole checkpoint of a run; UserError where it has none."""
     if not run_dir.is_dir():
         raise UserError(f"there is no run folder {run_dir}.")
-    found = find_checkpoint(run_dir)
+    found, faults = find_checkpoint(run_dir)
+    for fault in faults:
+        print(f"mofore: {fault}", file=sys.stderr)
     if found is None:
         raise UserError(
             f"{run_dir} has no checkpoint yet: pretrain it first, `mofore pretrain run_dir={run_dir} ...`."
         )
-    return Checkpoint(found)
+    return found
 
 
 def load_pretraining(run_dir: Path) -> tuple[Pretraining, PretrainConfig, Checkpoint]:

@@ -4,43 +4,49 @@ torchrun --nproc_per_node 2 -m mofore.train experiment=demo data.manifest=DIR/ma
 """
 
 import contextlib
+import hashlib
+import os
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mofore.checkpoint import Checkpoint, find_checkpoint, save_checkpoint
+from mofore.checkpoint import Checkpoint, find_checkpoint, set_aside
 from mofore.collapse import effective_rank, embedding_std
 from mofore.config import PretrainConfig, asdict_plain, compose
 from mofore.data.dataset import PretrainClips, usable_rows
-from mofore.data.loader import RankBatches, batches_of, build_loader
+from mofore.data.loader import RankBatches, batches_of, build_loader, global_batch_keys
 from mofore.data.manifest import Manifest, read_manifest
-from mofore.distributed import any_rank, gather, mean, rank, world
+from mofore.distributed import gather, gather_objects, mean, most, rank, world
 from mofore.ema import update_teacher
 from mofore.engine import (
-    MOMENTS,
     Engine,
     backward_and_step,
     build_engine,
-    full_moment,
-    full_weight,
-    restore_optimizer,
+    fill_state,
+    fingerprint,
+    held_state,
+    make_moments,
     set_rate,
     start_ranks,
+    state_shapes,
 )
 from mofore.errors import UserError
+from mofore.guard import BadSteps, Fate, Guard
+from mofore.heartbeat import LOST, Heartbeat, RankLost, agree
 from mofore.metrics import MetricsLog, Stopwatch
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.preemption import StopRequest
 from mofore.pretraining import build_pretraining
-from mofore.run import check_run, claim_run
+from mofore.run import check_run, claim_run, hold_run
+from mofore.saving import Saver, check_space
 from mofore.schedules import learning_rate, teacher_momentum
 from mofore.types import Batch, Losses
+from mofore.watchdog import Watchdog
 
 RANK_ROWS = 256  # embeddings that the logged effective rank is taken over, at most
 
@@ -51,122 +57,235 @@ class Outcome(NamedTuple):
 
 
 def train(config: PretrainConfig) -> Outcome:
-    """Run until `config.steps`, going on from the run folder's newest checkpoint if it has one.
+    """Run until `config.steps`, going on from the run folder's newest whole checkpoint if it has one.
 
-    Raises UserError for what the user can mend, a non-finite loss among it.
+    Raises UserError for what the user can mend, RankLost where another rank died or hangs.
     """
     run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
     rows, short = usable_rows(manifest, config.data, clips=2)
     device = start_ranks(config.engine.timeout)
     check_run(config, run_dir)
-    newest = find_checkpoint(run_dir)
-    checkpoint = Checkpoint(newest, manifest.digest) if newest else None
-    start = checkpoint.step if checkpoint else 0
-    loader = load_batches(config, manifest, rows, start, device)
-    if rank() == 0:
-        claim_run(config, run_dir, manifest.digest, world())
-        announce(manifest, config, len(rows), short)
-    if start >= config.steps:
-        return Outcome(start, None)
-    engine = build(config, checkpoint, device)
-    accumulation, rates, watch = engine.gradient_accumulation_steps(), config.optimizer, Stopwatch()
+    batches = load_batches(
+        config, manifest, rows, 0, device
+    )  # what does not divide is told before anything is made
+    with hold_run(run_dir):
+        newest = resume_from(run_dir, manifest)
+        if newest and newest.step >= config.steps:
+            return Outcome(newest.step, None)
+        if newest:
+            batches = load_batches(config, manifest, rows, newest.step, device)
+        engine = build(config, newest, device)
+        check_room(config, engine)
+        if rank() == 0:
+            claim_run(config, run_dir, manifest.digest, world())
+            announce(manifest, config, len(rows), short)
+        return run_steps(config, engine, manifest, rows, batches, newest)
 
-    log = MetricsLog(run_dir, start, config.steps) if rank() == 0 else None
-    with StopRequest() as stop, contextlib.closing(log) if log else contextlib.nullcontext():
-        for step in range(start, config.steps):
+
+def run_steps(
+    config: PretrainConfig, engine: Engine, manifest: Manifest, rows: np.ndarray, batches: Iterator[Batch],
+    newest: Checkpoint | None,
+) -> Outcome:  # fmt: skip
+    """The loop. Every number in it but weights and moments is a function of the step."""
+    run_dir, device, rates = Path(config.run_dir), engine.device, config.optimizer
+    step, stopped_by = newest.step if newest else 0, None  # updates tried since the run began
+    saver = Saver(run_dir, config.checkpoint, state_shapes(engine))
+    guard, bad_steps = Guard(config.guard, newest.meta["guard"] if newest else None), BadSteps(run_dir)
+    watchdog = Watchdog(config.watch, manifest, config.data, rows, config.cut_batch(world())[0], device)
+    meta = {"manifest_digest": manifest.digest, "config": asdict_plain(config), "world": world()}
+    log = MetricsLog(run_dir, step, config.steps) if rank() == 0 else None
+    watch = Stopwatch()
+    with Heartbeat(config.engine.timeout) as heart, StopRequest() as stop, _closing(log):
+        while step < config.steps and not stopped_by:
             rate = learning_rate(step, config.steps, rates.warmup, rates.lr, rates.final_lr)
             momentum = teacher_momentum(step, config.steps, *config.teacher.ends)
-            micro_batches = [to_device(watch.wait(loader), device) for _ in range(accumulation)]
+            heart.at("waits for data")
+            micro_batches = [
+                to_device(watch.wait(batches), device) for _ in range(engine.gradient_accumulation_steps())
+            ]
+            heart.at(f"computes step {step + 1}")
             # Stochastic depth, the same after a resume: after the loader, whose start draws a number too.
             torch.manual_seed(hash_seed(config.seed, step, rank()))
 
             set_rate(engine, rate)
-            losses, keys, norm = update(engine, micro_batches, step + 1, manifest)
-            update_teacher(engine.module.teacher, engine.module.student, momentum)
+            losses, keys, norm = update(engine, micro_batches, guard)
+            step += 1
+            fate = guard.note(float(losses.total), norm)
+            if fate is Fate.taken:
+                update_teacher(engine.module.teacher, engine.module.student, momentum)
+            elif fate is Fate.back:
+                step = go_back(config, engine, saver, guard, bad_steps, step, manifest, rows)
+                batches = load_batches(config, manifest, rows, step, device)
+                if log:
+                    log.rewind(step)
+                continue
 
+            if step % config.engine.compare_every == 0:
+                agree(step, same_everywhere(config, engine, losses, micro_batches, step, rows))
+            health = watchdog.look(engine) if watchdog.due(step) else None
             gap = mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
             seconds, waited = watch.lap()
             if log:
+                seen = {f"held_{name}": value for name, value in health._asdict().items()} if health else {}
                 log.write(
-                    step=step + 1, loss=losses.total, forecast=losses.forecast, contrast=losses.contrast,
+                    step=step, loss=losses.total, forecast=losses.forecast, contrast=losses.contrast,
                     contrast_accuracy=losses.contrast_accuracy, lr=rate, momentum=momentum, grad_norm=norm,
                     samples_per_second=config.global_batch / seconds, data_wait=waited, gap_mean=gap,
                     effective_rank=effective_rank(keys[:RANK_ROWS]), embedding_std=embedding_std(keys),
+                    skipped=guard.skipped, **seen,
                 )  # fmt: skip
-            stopping = any_rank(stop.name is not None, device)
-            if stopping or (step + 1) % config.checkpoint.every == 0 or step + 1 == config.steps:
-                meta = {"manifest_digest": manifest.digest, "config": asdict_plain(config)}
-                save_checkpoint(run_dir, step + 1, state_of(engine), meta, config.checkpoint.keep_last)
+            stopping, writing = most([stop.name is not None, saver.writing], device)
+            if saver.open and not writing:
+                saver.settle()
             if stopping:
-                return Outcome(step + 1, stop.name or "a signal on another rank")
-    return Outcome(config.steps, None)
+                stopped_by = stop.name or "a signal on another rank"
+            if stopping or step == config.steps or (saver.due(step) and not guard.streak):
+                heart.at(f"saves step {step}")
+                saver.save(step, held_state(engine), {**meta, "guard": guard.state})
+            alarm = health and watchdog.judge(health)
+            if alarm:
+                saver.wait()
+                watchdog.act(alarm, run_dir, step)
+        heart.at(f"writes step {step}")
+        saver.close()
+    return Outcome(step, stopped_by)
 
 
-def load_batches(
-    config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
-) -> Iterator[Batch]:
-    """This rank's micro-batches from step `start` on."""
-    micro_batch, _ = config.cut_batch(world())
-    keys = RankBatches(
-        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
-    )
-    clips = PretrainClips(manifest, config.data, rows, config.seed)
-    return batches_of(build_loader(clips, keys, config.workers, pin_memory=device.type == "cuda"))
-
-
-def build(config: PretrainConfig, checkpoint: Checkpoint | None, device: torch.device) -> Engine:
-    """The engine in the state of the checkpoint, or with fresh weights."""
-    micro_batch, accumulation = config.cut_batch(world())
-    model = build_pretraining(config.model(), config.seed)
-    if checkpoint:
-        checkpoint.load_weights(model)
-    optimizer = build_optimizer(parameter_groups(model, config.optimizer.weight_decay), config.optimizer)
-    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, config.optimizer.clip)
-    if checkpoint:
-        restore_optimizer(engine, empty_batch(config, micro_batch, device), checkpoint.read, checkpoint.step)
-    return engine
-
-
-def update(
-    engine: Engine, micro_batches: list[Batch], step: int, manifest: Manifest
-) -> tuple[Losses, Tensor, float]:
+def update(engine: Engine, micro_batches: list[Batch], guard: Guard) -> tuple[Losses, Tensor, float]:
     """One update from all micro-batches: the mean losses over ranks, the keys [M, D] of the global batch, and
-    the norm of the gradient before clipping.
-
-    Raises UserError, on every rank and before the weights are touched, where a loss is not finite.
+    the norm of the gradient before clipping; it is not finite where the update was not made.
     """
     with torch.no_grad():
         targets = [engine(batch) for batch in micro_batches]
     own = torch.cat([target.keys.flatten(0, 1) for target in targets])
     keys, first, seen = gather(own), rank() * len(own), []
+    norm, allowed = None, True
     for batch, target in zip(micro_batches, targets, strict=True):
         losses = engine(batch, target, keys, first)
-        seen.append(mean(torch.stack([loss.detach() for loss in losses])))
-        if not seen[-1].isfinite().all():
-            raise UserError(non_finite(losses, batch, step, manifest))
-        norm = backward_and_step(engine, losses.total)
+        seen.append(torch.stack([loss.detach() for loss in losses]))
+        if len(seen) == len(micro_batches):
+            total = Losses(*mean(torch.stack(seen).mean(dim=0)))
+            # a loss that is not finite shows in the gradient; only a spike must be known before it
+            allowed = guard.config.spike is None or guard.allows(float(total.total))
+        norm = backward_and_step(engine, losses.total, allowed)
         first += len(own) // len(micro_batches)
     assert norm is not None, "the last micro-batch of a step makes the update"
-    return Losses(*torch.stack(seen).mean(dim=0)), keys, norm
+    return total, keys, norm
 
 
-def non_finite(losses: Losses, batch: Batch, step: int, manifest: Manifest) -> str:
-    """The message of a run that cannot go on."""
-    videos = ", ".join(manifest[int(row)].uri for row in gather(batch.rows).tolist()[:8])
-    return (
-        f"step {step}: the loss is not finite (forecast {losses.forecast.item()}, contrast "
-        f"{losses.contrast.item()} on rank {rank()}). Samples of this micro-batch: {videos}, ... "
-        "The last checkpoint is untouched. Lower optimizer.lr or optimizer.clip, or look at these videos."
+def load_batches(
+    config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """This rank's micro-batches from step `start` on; its workers begin when the first is asked for."""
+    micro_batch, _ = config.cut_batch(world())
+    keys = RankBatches(
+        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
     )
+    clips = PretrainClips(manifest, config.data, rows, config.seed, config.tokens)
+    return batches_of(build_loader(clips, keys, config.workers, pin_memory=device.type == "cuda"))
 
 
-def state_of(engine: Engine) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """(name, gather) of every tensor of the run; the names are the checkpoint's."""
-    for name, parameter in engine.module.named_parameters():
-        yield f"weights/{name}", partial(full_weight, parameter)
-        if parameter.requires_grad:
-            for key in MOMENTS:
-                yield f"{key}/{name}", partial(full_moment, engine, parameter, key)
+def build(config: PretrainConfig, newest: Checkpoint | None, device: torch.device) -> Engine:
+    """The engine in the state of the checkpoint, or with fresh weights."""
+    micro_batch, accumulation = config.cut_batch(world())
+    model = build_pretraining(config.model(), config.seed)
+    optimizer = build_optimizer(parameter_groups(model, config.optimizer.weight_decay), config.optimizer)
+    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, config.optimizer.clip)
+    if newest:
+        newest.check_fits(state_shapes(engine))
+    make_moments(engine, empty_batch(config, micro_batch, device))
+    if newest:
+        load_state(engine, newest)
+    return engine
+
+
+def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
+    updates = checkpoint.step - checkpoint.meta["guard"]["skipped"]
+    fill_state(engine, checkpoint.read, updates)
+
+
+def resume_from(run_dir: Path, manifest: Manifest) -> Checkpoint | None:
+    """The checkpoint to go on from, those after it that are damaged named and set aside. UserError where it is of
+    another manifest.
+    """
+    newest, faults = find_checkpoint(run_dir)
+    if newest and newest.meta["manifest_digest"] != manifest.digest:
+        raise UserError(
+            f"{newest.folder} was trained on another manifest (digest {newest.meta['manifest_digest'][:12]}, "
+            f"now {manifest.digest[:12]}): give data.manifest of that run, or another run_dir."
+        )
+    if newest and faults and rank() == 0:
+        set_aside(run_dir, newest.step)
+        for fault in faults:
+            print(
+                f"mofore: {fault} Set aside; going on from step {newest.step}.", file=sys.stderr, flush=True
+            )
+    return newest
+
+
+def check_room(config: PretrainConfig, engine: Engine) -> None:
+    """UserError, on every rank, where the disk has no room for the run's checkpoints."""
+    fault = None
+    if rank() == 0:
+        try:
+            check_space(Path(config.run_dir), config.checkpoint, state_shapes(engine))
+        except UserError as full:
+            fault = str(full)
+    fault = gather_objects(fault)[0]
+    if fault:
+        raise UserError(fault)
+
+
+def go_back(
+    config: PretrainConfig, engine: Engine, saver: Saver, guard: Guard, bad_steps: BadSteps, step: int,
+    manifest: Manifest, rows: np.ndarray,
+) -> int:  # fmt: skip
+    """Back to the last checkpoint after too many skipped updates; returns its step. The samples are recorded.
+
+    Raises UserError where there is none, or the same steps failed before.
+    """
+    saver.wait()
+    first, recurs = step - guard.streak + 1, bad_steps.recurs(step - guard.streak + 1)
+
+    def samples(number: int) -> list[str]:
+        keys = global_batch_keys(number - 1, len(rows), config.global_batch, config.seed)
+        return [manifest[int(rows[position])].uri for _, position in keys]
+
+    bad_steps.record(first, step, guard.reason, samples)
+    newest, _ = find_checkpoint(Path(config.run_dir))
+    said = f"steps {first} to {step}: {guard.reason}"
+    if recurs or newest is None:
+        why = "again, with the same samples" if recurs else "and there is no checkpoint to go back to"
+        raise UserError(
+            f"{said}, {why}. Their videos: {bad_steps.path}. The last checkpoint stands. Lower optimizer.lr or "
+            "optimizer.clip, or look at these videos."
+        )
+    if rank() == 0:
+        print(
+            f"mofore: {said}; back to step {newest.step}. Their videos: {bad_steps.path}",
+            file=sys.stderr,
+            flush=True,
+        )
+    load_state(engine, newest)
+    guard.restore(newest.meta["guard"])
+    return newest.step
+
+
+def same_everywhere(
+    config: PretrainConfig, engine: Engine, losses: Losses, micro_batches: list[Batch], step: int, rows: np.ndarray
+) -> dict[str, object]:  # fmt: skip
+    """What no rank may see otherwise: the samples of the step, its loss, and the weights where all hold them."""
+    keys = global_batch_keys(step - 1, len(rows), config.global_batch, config.seed)
+    expected = rows[[position for _, position in keys]]
+    share = len(expected) // world()
+    seen = torch.cat([batch.rows for batch in micro_batches]).tolist()
+    facts: dict[str, Any] = {
+        "loss": float(losses.total),
+        "samples": hashlib.sha256(expected.tobytes()).hexdigest()[:12],
+        "samples as drawn": seen == expected[rank() * share : (rank() + 1) * share].tolist(),
+        "weights": fingerprint(engine, step // config.engine.compare_every),
+    }
+    return facts
 
 
 def hash_seed(*parts: int) -> int:
@@ -175,6 +294,10 @@ def hash_seed(*parts: int) -> int:
     for part in parts:
         seed = (seed * 1_000_003 + part + 1) % 2**63
     return seed
+
+
+def _closing(log: MetricsLog | None) -> contextlib.AbstractContextManager:
+    return contextlib.closing(log) if log else contextlib.nullcontext()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -191,6 +314,7 @@ def empty_batch(config: PretrainConfig, videos: int, device: torch.device) -> Ba
             torch.zeros(videos, data.targets, *clip, dtype=torch.uint8),
             torch.zeros(videos, data.targets),
             torch.zeros(videos, dtype=torch.int64),
+            torch.zeros(videos, 0, dtype=torch.int64),
         ),
         device,
     )
@@ -210,13 +334,20 @@ def announce(manifest: Manifest, config: PretrainConfig, videos: int, short: int
 
 
 def main(overrides: list[str]) -> int:
-    """Exit code 0: reached the last step; 2: a mistake to mend; 75: stopped by a signal, go on later (EX_TEMPFAIL)."""
+    """Exit code 0: reached the last step; 2: a mistake to mend; 75 (EX_TEMPFAIL): stopped by a signal or for want
+    of a rank, the same command goes on.
+    """
     try:
         config = compose(PretrainConfig, overrides)
         outcome = train(config)
     except UserError as mistake:
         print(f"mofore: {mistake}", file=sys.stderr)
         return 2
+    except RankLost as reason:
+        print(
+            f"mofore: rank {rank()} stops: {reason}. The same command goes on.", file=sys.stderr, flush=True
+        )
+        os._exit(LOST)  # an orderly end would wait for the rank that is gone
     if rank() == 0:
         where = f"{config.run_dir} (step {outcome.step} of {config.steps})"
         ended = f"stopped by {outcome.stopped_by}; the same command goes on" if outcome.stopped_by else "done"

@@ -20,6 +20,7 @@ class Batch(NamedTuple):
     targets: Tensor  # u8 [B, K, C, T, H, W]
     gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target
     rows: Tensor  # i64 [B] rows of the manifest
+    kept: Tensor  # i64 [B, M] tokens of the context that the student sees, ascending; M = 0: all
 
 
 class Targets(NamedTuple):
@@ -36,3 +37,12 @@ class Losses(NamedTuple):
     forecast: Tensor
     contrast: Tensor
     contrast_accuracy: Tensor
+
+
+class Piece(NamedTuple):
+    """A run of one tensor of the training state, as one rank holds it. `values` is a view: writing it changes the state."""
+
+    name: str  # weights/NAME, exp_avg/NAME or exp_avg_sq/NAME
+    start: int  # where the run begins in the flattened tensor
+    values: Tensor  # f32 [n]
+    shared: bool  # every rank holds this same run

@@ -3,7 +3,7 @@
 import torch
 import torch.distributed as dist
 
-from mofore.distributed import any_rank, gather, mean, rank, world
+from mofore.distributed import gather, gather_objects, mean, most, rank, world
 
 if __name__ == "__main__":
     dist.init_process_group("gloo")
@@ -20,6 +20,6 @@ if __name__ == "__main__":
     torch.testing.assert_close(own.grad, whole.grad[4 * rank() : 4 * rank() + 4])
 
     assert mean(torch.tensor([float(rank())])).item() == (world() - 1) / 2
-    assert any_rank(rank() == world() - 1, torch.device("cpu")) is True
-    assert any_rank(False, torch.device("cpu")) is False
+    assert most([float(rank()), -float(rank()), 0.5], torch.device("cpu")) == [world() - 1, 0.0, 0.5]
+    assert gather_objects({"rank": rank()}) == [{"rank": number} for number in range(world())]
     dist.destroy_process_group()

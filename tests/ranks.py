@@ -1,6 +1,7 @@
 """Starts several gloo ranks on this machine, as a user would: torchrun."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,3 +18,24 @@ def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> 
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     return done.stdout
+
+
+def start_tasks(world: int, log: Path, module: str, *arguments: str) -> list[subprocess.Popen]:
+    """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's sake."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        "OMP_NUM_THREADS": "1",
+    }
+    tasks = []
+    for rank in range(world):
+        with (log / f"rank-{rank}.log").open("w") as file:
+            own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            command = [sys.executable, "-m", module, *arguments]
+            tasks.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file,
+                                          env=os.environ | common | own, start_new_session=True))  # fmt: skip
+    return tasks

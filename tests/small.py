@@ -24,7 +24,7 @@ TIMES = ("samples_per_second", "data_wait")  # the only metrics that two equal r
 def state(run: Path, step: int) -> dict[str, Tensor]:
     """Every tensor of a checkpoint by its name: weights, both moments."""
     checkpoint = Checkpoint(run / "checkpoints" / f"step-{step}")
-    return {name: checkpoint.read(name).clone() for name in sorted(checkpoint.files)}  # files may change
+    return {name: checkpoint.tensor(name) for name in sorted(checkpoint.shapes)}
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

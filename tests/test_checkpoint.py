@@ -1,4 +1,4 @@
-"""checkpoint: committed by one rename, pruned, and what does not fit is named before anything is overwritten."""
+"""checkpoint: cut into shares, committed by one rename, verified, pruned; what does not fit is named in time."""
 
 import json
 import os
@@ -8,93 +8,180 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from mofore import checkpoint as module
-from mofore.checkpoint import Checkpoint, find_checkpoint, save_checkpoint, teacher_weights
+from mofore.checkpoint import (
+    Checkpoint,
+    CheckpointConfig,
+    commit,
+    find_checkpoint,
+    prune,
+    set_aside,
+    share_of,
+    teacher_weights,
+    write_pieces,
+)
 from mofore.data.manifest import VIDEO_COLUMNS, Row, read_manifest, write_manifest
 from mofore.errors import UserError
+from mofore.types import Piece
 from tests.small import differing, metrics, state
 
-META = {"manifest_digest": "0" * 64, "config": {}}
+SHAPES = {name: [3, 2] for name in ("weights/student.a", "weights/teacher.a", "exp_avg/student.a")}
 
 
-def tensors(value: float = 1.0) -> Iterator:
-    for name in ("weights/student.a", "weights/teacher.a", "exp_avg/student.a"):
-        yield name, lambda: torch.full((3, 2), value)
+def pieces(value: float) -> Iterator[Piece]:
+    """A state that every rank holds whole; each number in it is another."""
+    for i, name in enumerate(SHAPES):
+        yield Piece(name, 0, value + torch.arange(6.0) + 100 * i, True)
 
 
-def save(run: Path, step: int, keep_last: int = 2) -> Path:
-    return save_checkpoint(run, step, tensors(float(step)), META, keep_last)
+def save(run: Path, step: int, ranks: int = 1, monkeypatch: pytest.MonkeyPatch | None = None) -> Path:
+    """What the ranks do one after the other: write shares, then commit."""
+    draft, files = run / "checkpoints" / f".step-{step}.writing", {}
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for rank in range(ranks):
+        if monkeypatch:
+            monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+            monkeypatch.setattr(module, "world", lambda: ranks)
+        own = list(share_of(pieces(float(step))))
+        path = draft / f"rank-{rank:05d}.safetensors"
+        files[path.name] = write_pieces(
+            path, own, torch.cat([torch.empty(0), *(piece.values for piece in own)]), SHAPES
+        )
+    if monkeypatch:
+        monkeypatch.undo()
+    final = run / "checkpoints" / f"step-{step}"
+    commit(draft, final, {"step": step, "shapes": SHAPES, "manifest_digest": "0" * 64, "files": files})
+    return final
 
 
 def folders(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_what_is_saved_is_read_back(tmp_path):
+def test_what_is_written_is_read_back(tmp_path):
     saved = Checkpoint(save(tmp_path, 3))
     assert saved.step == 3
-    assert set(saved.files) == {"weights/student.a", "weights/teacher.a", "exp_avg/student.a"}
-    assert torch.equal(saved.read("weights/student.a"), torch.full((3, 2), 3.0))
+    assert torch.equal(saved.tensor("weights/teacher.a"), 103 + torch.arange(6.0).view(3, 2))
     assert teacher_weights(saved).keys() == {"a"}
     again = Checkpoint(save(tmp_path / "again", 3))
     assert again.digest == saved.digest != Checkpoint(save(tmp_path, 4)).digest
 
 
+def test_one_rank_writes_an_ordinary_safetensors_file(tmp_path):
+    tensors = load_file(save(tmp_path, 3) / "rank-00000.safetensors")
+    assert {name: list(tensor.shape) for name, tensor in tensors.items()} == SHAPES
+    assert torch.equal(tensors["weights/student.a"], 3 + torch.arange(6.0).view(3, 2))
+
+
+@pytest.mark.parametrize(
+    "ranks", [2, 4, 7, 32]
+)  # 18 numbers: cut within tensors, and more ranks than numbers
+def test_shares_of_any_number_of_ranks_are_the_whole(tmp_path, monkeypatch, ranks):
+    saved = Checkpoint(save(tmp_path, 5, ranks, monkeypatch))
+    assert len(list(saved.folder.glob("*.safetensors"))) == ranks
+    for i, name in enumerate(SHAPES):
+        assert torch.equal(saved.read(name), 5 + torch.arange(6.0) + 100 * i)
+        for start in range(6):
+            for stop in range(start, 7):
+                assert torch.equal(saved.read(name, start, stop), 5 + torch.arange(6.0)[start:stop] + 100 * i)
+
+
+def test_shares_are_equal_runs(monkeypatch):
+    monkeypatch.setattr(module, "world", lambda: 4)
+    sizes = []
+    for rank in range(4):
+        monkeypatch.setattr(module, "rank", lambda rank=rank: rank)
+        sizes.append(sum(len(piece.values) for piece in share_of(pieces(0.0))))
+    assert sum(sizes) == 18
+    assert max(sizes) - min(sizes) <= 1
+    own = [Piece("exp_avg/student.a", 2, torch.ones(2), False)]  # what a rank alone holds it writes itself
+    assert list(share_of(own)) == own
+
+
 def test_the_newest_is_found_by_number(tmp_path):
-    assert find_checkpoint(tmp_path) is None
+    assert find_checkpoint(tmp_path) == (None, [])
     for step in (9, 10, 100):
-        save(tmp_path, step, keep_last=5)
-        assert find_checkpoint(tmp_path) == tmp_path / "checkpoints" / f"step-{step}"
+        save(tmp_path, step)
+        newest, faults = find_checkpoint(tmp_path)
+        assert (newest.step, faults) == (step, [])
 
 
-def test_only_the_newest_are_kept(tmp_path):
+def test_only_the_newest_and_every_nth_are_kept(tmp_path):
     for step in range(8, 13):
         save(tmp_path, step)
-    assert folders(tmp_path) == ["step-11", "step-12"]
-    save(tmp_path, 13, keep_last=1)
-    assert folders(tmp_path) == ["step-13"]
+        prune(tmp_path, CheckpointConfig(keep_last=2, keep_every=9))
+    assert folders(tmp_path) == ["step-11", "step-12", "step-9"]
+    prune(tmp_path, CheckpointConfig(keep_last=1), keep=[tmp_path / "checkpoints" / "step-9"])
+    assert folders(tmp_path) == ["step-12", "step-9"]
 
 
 def test_a_copy_under_another_name_is_left_alone(tmp_path):
     shutil.copytree(save(tmp_path, 2), tmp_path / "checkpoints" / "step-2-before-sweep")
-    assert find_checkpoint(tmp_path).name == "step-2"
-    save(tmp_path, 3, keep_last=1)
+    save(tmp_path, 3)
+    prune(tmp_path, CheckpointConfig(keep_last=1))
     assert folders(tmp_path) == ["step-2-before-sweep", "step-3"]
 
 
-def test_a_kill_before_the_rename_leaves_the_one_before(tmp_path, monkeypatch):
-    save(tmp_path, 1)
+def test_a_reader_keeps_what_is_removed_under_it(tmp_path):
+    saved = Checkpoint(save(tmp_path, 1))
+    save(tmp_path, 2)
+    prune(tmp_path, CheckpointConfig(keep_last=1))
+    assert folders(tmp_path) == ["step-2"]
+    assert torch.equal(saved.read("weights/student.a"), 1 + torch.arange(6.0))
 
-    def killed(source, target):
-        raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr(module.os, "replace", killed)
-        with pytest.raises(KeyboardInterrupt):
-            save(tmp_path, 2)
-    assert folders(tmp_path) == [".step-2.writing", "step-1"]
-    assert find_checkpoint(tmp_path).name == "step-1"
-    save(tmp_path, 2)  # the draft is written over
-    assert folders(tmp_path) == ["step-1", "step-2"]
+def flip(path: Path) -> None:
+    """One bit of the last byte."""
+    with path.open("rb+") as file:
+        file.seek(-1, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_END)
+        file.write(bytes([byte ^ 1]))
 
 
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
 
 
-@pytest.mark.parametrize("damage", [truncate, Path.unlink])
-def test_a_damaged_file_is_named(tmp_path, damage):
+def other_step(path: Path) -> None:
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [("rank-00000.safetensors", truncate, r"is damaged: \d+ bytes of \d+"),
+     ("rank-00000.safetensors", flip, "is damaged: its digest differs"),
+     ("rank-00000.safetensors", Path.unlink, "is missing"),
+     ("checkpoint.json", Path.unlink, "is missing"),
+     ("checkpoint.json", truncate, "is damaged: JSONDecodeError"),
+     ("checkpoint.json", other_step, "is damaged: its digest differs")],
+)  # fmt: skip
+def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, file, damage, said):
     save(tmp_path, 1)
     folder = save(tmp_path, 2)
-    damage(folder / "rank-00000.safetensors")
-    with pytest.raises(
-        UserError, match=r"step-2/rank-00000.safetensors is damaged: remove the folder .*step-2 "
-    ):
-        Checkpoint(folder)
-    shutil.rmtree(folder)  # the remedy
-    assert Checkpoint(find_checkpoint(tmp_path)).step == 1
+    damage(folder / file)
+    newest, faults = find_checkpoint(tmp_path)
+    assert newest.step == 1
+    assert len(faults) == 1
+    with pytest.raises(AssertionError, match=rf"step-2/{file} {said}"):
+        raise AssertionError(faults[0])
+    set_aside(tmp_path, newest.step)
+    assert folders(tmp_path) == ["step-1", "step-2.damaged"]
+
+    damage(save(tmp_path, 2) / file)  # and another of the same name
+    set_aside(tmp_path, 1)
+    assert folders(tmp_path) == ["step-1", "step-2.damaged", "step-2.damaged-1"]
+
+
+def test_no_whole_one_is_never_a_fresh_start(tmp_path):
+    for step in (1, 2):
+        flip(save(tmp_path, step) / "rank-00000.safetensors")
+    with pytest.raises(UserError, match=r"no checkpoint of .* is whole: .*step-2/rank.*step-1/rank.*remove"):
+        find_checkpoint(tmp_path)
 
 
 def test_another_format_is_named(tmp_path):
@@ -102,7 +189,7 @@ def test_another_format_is_named(tmp_path):
     path = folder / "checkpoint.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
     with pytest.raises(UserError, match="step-1 has checkpoint format 99"):
-        Checkpoint(folder)
+        find_checkpoint(tmp_path)
 
 
 class Student(nn.Module):
@@ -120,7 +207,7 @@ def test_other_shapes_and_other_models_are_named(tmp_path, shape, name, said):
     saved = Checkpoint(save(tmp_path, 1))
     model = nn.ModuleDict({"student": Student(3, 2)})
     saved.load_weights(model)
-    assert torch.equal(model["student"].a, torch.ones(3, 2))
+    assert torch.equal(model["student"].a, 1 + torch.arange(6.0).view(3, 2))
     with pytest.raises(UserError, match=said):
         saved.load_weights(nn.ModuleDict({name: Student(*shape)}))
 
@@ -153,14 +240,16 @@ def test_another_manifest_is_named(tmp_path, run_small, manifest):
     refused(run_small, run, "step-1 was trained on another manifest", "steps=2", f"data.manifest={other}")
 
 
-def test_a_damaged_checkpoint_stops_a_resume(tmp_path, run_small):
-    """And once its folder is removed, as the message says, the run goes on to the same end."""
+def test_a_damaged_checkpoint_costs_only_its_own_steps(tmp_path, run_small, capfd):
     run = run_small(tmp_path / "run")
     whole, lines = state(run, 4), metrics(run)
-    truncate(run / "checkpoints" / "step-4" / "rank-00000.safetensors")
-    refused(run_small, run, "step-4/rank-00000.safetensors is damaged")
-    shutil.rmtree(run / "checkpoints" / "step-4")
+    flip(run / "checkpoints" / "step-4" / "rank-00000.safetensors")
     run_small(run)
+    assert (
+        "step-4/rank-00000.safetensors is damaged: its digest differs. Set aside; going on from step 2"
+        in capfd.readouterr().err
+    )
+    assert folders(run) == ["step-2", "step-4", "step-4.damaged"]
     assert differing(state(run, 4), whole) == []
     assert metrics(run) == lines
 

@@ -27,7 +27,9 @@ def batch_of(videos: int = 4, targets: int = 2, seed: int = 0) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     clips = torch.randint(0, 256, (videos, targets + 1, 3, 4, 32, 32), dtype=torch.uint8, generator=generator)
     gaps = torch.rand(videos, targets, generator=generator)
-    return Batch(clips[:, 0], clips[:, 1:], gaps, torch.arange(videos))
+    return Batch(
+        clips[:, 0], clips[:, 1:], gaps, torch.arange(videos), torch.zeros(videos, 0, dtype=torch.int64)
+    )
 
 
 def losses_of(model: Pretraining, batch: Batch) -> Losses:

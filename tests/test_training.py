@@ -16,14 +16,13 @@ from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import PretrainClips, collate
 from mofore.data.loader import global_batch_keys
 from mofore.data.manifest import read_manifest
-from mofore.errors import UserError
 from mofore.pretraining import build_pretraining
 from mofore.schedules import learning_rate, teacher_momentum
 from tests.small import SMALL, differing, distance, metrics, state
 
 LOGGED = {
     "step", "loss", "forecast", "contrast", "contrast_accuracy", "lr", "momentum", "grad_norm",
-    "samples_per_second", "data_wait", "effective_rank", "embedding_std", "gap_mean",
+    "samples_per_second", "data_wait", "effective_rank", "embedding_std", "gap_mean", "skipped",
 }  # fmt: skip
 
 
@@ -151,19 +150,6 @@ def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):
         assert {tensor.dtype for tensor in end.values()} == {torch.float32}
         assert [name for name in start if torch.equal(start[name], end[name])] == []
         assert [name for name in end if torch.equal(end[name], end[name].bfloat16().float())] == []
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, run_small):
-    run = tmp_path / "run"
-    with pytest.raises(UserError) as stopped:
-        run_small(run, "optimizer.lr=1e30", "optimizer.warmup=0", "checkpoint.every=1")
-    said = str(stopped.value)
-    assert "step 2: the loss is not finite" in said
-    assert "optimizer.lr" in said
-    assert sum(said.count(f"texture0{i}.mp4") for i in range(5)) == 4  # the samples by name
-    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
-    assert all(tensor.isfinite().all() for tensor in state(run, 1).values())
-    assert [line["step"] for line in metrics(run)] == [1]
 
 
 @pytest.mark.slow

@@ -32,6 +32,7 @@ class DataConfig:
     fps: float = 12.0
     size: int = 224  # pixels of a view's side
     targets: int = 2  # K, targets of a context
+    keep: float = 1.0  # share of a context's tokens that the student sees; the rest costs nothing
     split: str | None = None  # pretrain on the videos of one split; None takes all
     gap: GapConfig = field(default_factory=GapConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -42,6 +43,8 @@ class DataConfig:
                 f"data: frames={self.frames}, size={self.size} and targets={self.targets} must be at least 1, "
                 f"and fps={self.fps} above 0."
             )
+        if not 0 < self.keep <= 1:
+            raise UserError(f"data.keep={self.keep} is a share of tokens: give 0 < keep <= 1.")
 
 
 class Sample(NamedTuple):
@@ -51,13 +54,19 @@ class Sample(NamedTuple):
     targets: Tensor  # u8 [K, C, T, H, W]
     gaps: Tensor  # f32 [K]
     row: int
+    kept: Tensor  # i64 [M]
 
 
 class PretrainClips(Dataset[Sample]):
-    """Keys are (epoch, position): the same video gives another sample in every epoch."""
+    """Keys are (epoch, position): the same video gives another sample in every epoch.
 
-    def __init__(self, manifest: Manifest, config: DataConfig, rows: np.ndarray, seed: int) -> None:
-        self.manifest, self.config, self.rows, self.seed = manifest, config, rows, seed
+    `tokens` is how many a clip has, to draw those that are kept from.
+    """
+
+    def __init__(
+        self, manifest: Manifest, config: DataConfig, rows: np.ndarray, seed: int, tokens: int = 0
+    ) -> None:
+        self.manifest, self.config, self.rows, self.seed, self.tokens = manifest, config, rows, seed, tokens
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -83,7 +92,11 @@ class PretrainClips(Dataset[Sample]):
         place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
         images = cut(frames, place, config.size).unflatten(0, indices.shape)
         clips = torch.stack([recolour(rng, clip, config.augment) for clip in images]).transpose(1, 2)
-        return Sample(clips[0].contiguous(), clips[1:].contiguous(), torch.from_numpy(windows.gaps), row)
+        kept = np.empty(0, dtype=np.int64)
+        if config.keep < 1:
+            kept = np.sort(rng.permutation(self.tokens)[: max(1, round(config.keep * self.tokens))])
+        gaps = torch.from_numpy(windows.gaps)
+        return Sample(clips[0].contiguous(), clips[1:].contiguous(), gaps, row, torch.from_numpy(kept))
 
 
 class EvaluationClips(Dataset[tuple[Tensor, int]]):
@@ -124,6 +137,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
         targets=torch.stack([sample.targets for sample in samples]),
         gaps=torch.stack([sample.gaps for sample in samples]),
         rows=torch.tensor([sample.row for sample in samples]),
+        kept=torch.stack([sample.kept for sample in samples]),
     )
 
 

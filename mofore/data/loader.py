@@ -5,7 +5,9 @@ epoch, so that no video meets itself among its negatives). Rank r of W takes the
 global batch and cuts it into micro-batches. So a global batch is the same whatever the number of ranks.
 """
 
+import functools
 import multiprocessing
+import os
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 
@@ -14,7 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from mofore.data.dataset import PretrainClips, collate
 from mofore.errors import UserError
-from mofore.preemption import deaf_children, leave_stops_to_rank
+from mofore.preemption import deaf_children, live_and_die_with
 
 Key = tuple[int, int]
 
@@ -83,5 +85,5 @@ def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,
         pin_memory=pin_memory,
-        worker_init_fn=leave_stops_to_rank,
+        worker_init_fn=functools.partial(live_and_die_with, os.getpid()),
     )

@@ -86,14 +86,17 @@ class VideoEncoder(nn.Module):
         self.register_buffer("mean", 255 * torch.tensor(IMAGENET_MEAN).view(3, 1, 1, 1), persistent=False)
         self.register_buffer("std", 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1, 1), persistent=False)
 
-    def forward(self, clips: Tensor) -> Tensor:
+    def forward(self, clips: Tensor, kept: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D] after the last norm; class and register tokens are dropped.
 
+        With `kept` (i64 [B, M], joint attention only) the other tokens are left out before the first block, and
+        [B, M, D] comes out.
         Raises UserError where the clip's sides are no multiples of the tubelet's.
         """
         frames, height, width = clips.shape[-3:]
         if frames % self.t or height % self.p or width % self.p:
             raise UserError(_misfit(self.t, self.p, frames, height, width))
+        assert kept is None or self.attention is Attention.joint
         tubelets = to_tubelets((clips - self.mean) / self.std, self.t, self.p)
         if self.patch_norm:
             tubelets = normalise_tubelets(tubelets, clips.shape[1])
@@ -105,6 +108,7 @@ class VideoEncoder(nn.Module):
         else:
             tokens = tokens + resize_time(self.time, steps).unsqueeze(2)
             tokens = rearrange(tokens, "b nt n d -> b (nt n) d")
+            tokens = tokens if kept is None else pick(tokens, kept)
         tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
         tokens = self.norm(self._run_blocks(self.norm_pre(tokens)))[:, self.prefix.shape[1] :]
         return rearrange(tokens, "(b m) n d -> b (m n) d", b=len(clips))
@@ -121,6 +125,11 @@ class VideoEncoder(nn.Module):
             else:
                 tokens = block(tokens)
         return tokens
+
+
+def pick(tokens: Tensor, kept: Tensor) -> Tensor:
+    """[B or 1, N, D] and i64 [B, M] -> [B, M, D]: of each row, the tokens named."""
+    return tokens.expand(len(kept), -1, -1).gather(1, kept.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))
 
 
 def normalise_tubelets(tubelets: Tensor, channels: int) -> Tensor:

@@ -13,6 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mofore.errors import UserError
+from mofore.models.encoder import pick
 from mofore.models.positions import sincos, sincos_space
 
 
@@ -58,9 +59,11 @@ class TransformerForecaster(nn.Module):
         self.norm = nn.LayerNorm(config.dim)
         self.out = nn.Linear(config.dim, encoder_dim)
 
-    def forward(self, tokens: Tensor, gaps: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, gaps: Tensor, kept: Tensor | None = None) -> Tensor:
+        """`kept`: i64 [B, M], the places of the context's tokens where they are not all."""
         batch, targets = gaps.shape
-        context = self.context(tokens) + self.context_places
+        places = self.context_places if kept is None else pick(self.context_places, kept)
+        context = self.context(tokens) + places
         queries = self.query + self.query_places + rearrange(self.gap(gaps), "b k d -> (b k) 1 d")
         hidden = torch.cat([repeat(context, "b n d -> (b k) n d", k=targets), queries], dim=1)
         for block in self.blocks:
@@ -94,7 +97,7 @@ class MLPForecaster(nn.Module):
             nn.Linear(encoder_dim, config.dim), nn.GELU(), nn.Linear(config.dim, encoder_dim)
         )
 
-    def forward(self, tokens: Tensor, gaps: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, gaps: Tensor, kept: Tensor | None = None) -> Tensor:
         forecast = self.layers(tokens.mean(dim=1))
         return repeat(forecast, "b d -> b k 1 d", k=gaps.shape[1])
 

@@ -11,7 +11,7 @@ import torch
 
 from evaluation.console import table
 from evaluation.evaluate import evaluate
-from mofore.checkpoint import save_checkpoint
+from mofore.checkpoint import CheckpointConfig
 from mofore.config import EvaluateConfig, PretrainConfig, write_config
 from mofore.data.dataset import DataConfig, EvaluationClips
 from mofore.data.manifest import Row, read_manifest, write_manifest
@@ -21,6 +21,8 @@ from mofore.models.encoder import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig
 from mofore.pretraining import build_pretraining
 from mofore.run import load_pretraining
+from mofore.saving import Saver
+from mofore.types import Piece
 
 FPS, FRAMES, SIZE = 24, 20, 32
 ENCODERS = ["trained", "untrained", "pixels", "frame differences"]
@@ -59,8 +61,11 @@ def make_run(folder: Path, rows: list[Row], seed: int = 5) -> Path:
     run.mkdir()
     write_config(config, run / "config.yaml")
     model = build_pretraining(config.model(), seed)
-    tensors = ((f"weights/{name}", lambda p=p: p.data) for name, p in model.named_parameters())
-    save_checkpoint(run, 7, tensors, {"manifest_digest": read_manifest(manifest).digest}, keep_last=1)
+    weights = {f"weights/{name}": parameter.data for name, parameter in model.named_parameters()}
+    saver = Saver(run, CheckpointConfig(), {name: list(tensor.shape) for name, tensor in weights.items()})
+    pieces = (Piece(name, 0, tensor.flatten(), True) for name, tensor in weights.items())
+    saver.save(7, pieces, {"manifest_digest": read_manifest(manifest).digest})
+    saver.close()
     return run
 
 

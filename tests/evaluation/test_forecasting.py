@@ -32,7 +32,9 @@ def batch(rows: list[int], targets: int = 2) -> Batch:
     shape = (len(rows), targets + 1, 3, 4, 16, 16)
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     gaps = torch.rand(len(rows), targets, generator=random)
-    return Batch(clips[:, 0], clips[:, 1:], gaps, torch.tensor(rows))
+    return Batch(
+        clips[:, 0], clips[:, 1:], gaps, torch.tensor(rows), torch.zeros(len(rows), 0, dtype=torch.int64)
+    )
 
 
 @pytest.mark.parametrize("kind", ForecasterKind)

@@ -1,0 +1,448 @@
+"""A campaign of faults against a small run of several ranks: python -m benchmarks.faults --faults 200
+
+    undisturbed run -> its last checkpoint is the reference
+    again and again: start the ranks, let one fault happen, see that all end in time and leave no process behind
+    where a run has reached its last step: every tensor must equal the reference bit for bit; then a fresh folder
+
+Ranks are forked from this process, which has loaded everything, and are otherwise what SLURM starts: one task a
+rank, nobody to end one for another's sake. Faults inside the program's own steps are set off by replacing, in the
+forked rank, the function that does that step. A full and a read-only disk are a tmpfs where mounting is allowed;
+else a limit on the size of files stands in for the full one, and the other is left out, which the table says.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import mofore.checkpoint
+import mofore.saving
+import mofore.train
+from mofore.checkpoint import META, Checkpoint, committed
+from mofore.data.motion import write_motion_videos
+from mofore.data.prepare import prepare
+
+STEPS, EVERY, TIMEOUT = 24, 3, 5
+RECIPE = (
+    f"steps={STEPS}", f"checkpoint.every={EVERY}", f"engine.timeout={TIMEOUT}", "global_batch=8", "micro_batch=2",
+    "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",
+    "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.gap.max=0.5", "forecaster.dim=48",
+    "forecaster.depth=1", "forecaster.heads=3", "optimizer.warmup=2", "watch.every=6", "watch.videos=4",
+)  # fmt: skip
+# The function that is replaced, by what the fault happens in; it dies when that is called for the n-th time.
+WITHIN = {
+    "step": (mofore.train, "backward_and_step"),
+    "snapshot": (mofore.saving, "share_of"),
+    "write": (mofore.checkpoint.hashlib, "sha256"),
+    "sync": (mofore.checkpoint.os, "fsync"),
+    "commit": (mofore.saving, "commit"),
+    "rename": (mofore.checkpoint.os, "replace"),
+    "prune": (mofore.saving, "prune"),
+    "removal": (mofore.checkpoint.shutil, "rmtree"),
+}
+SIGNALS = ("SIGTERM", "SIGUSR2", "SIGINT")
+DAMAGE = ("file deleted", "bit flipped", "file cut short", "checkpoint.json deleted")
+KINDS = (
+    *(f"one rank killed: {place}" for place in WITHIN),
+    *(f"{name} to all" for name in SIGNALS),
+    "second SIGINT to all", "all ranks killed", "worker killed", "one rank stopped",
+    "disk full", "read-only disk", *DAMAGE,
+)  # fmt: skip
+
+
+class Campaign:
+    """The run folder that is tormented, and what came of it."""
+
+    def __init__(self, folder: Path, ranks: int, zero: int, seed: int) -> None:
+        self.folder, self.ranks, self.rng = folder, ranks, random.Random(seed)
+        self.runs, self.starts = 0, 0
+        self.done: Counter[str] = Counter()
+        self.missed: Counter[str] = Counter()  # the run ended before the fault could happen
+        self.wrong: list[str] = []
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        self.mounted = _mount(self.disk)
+        self.run = self.disk / "run"
+        in_child(lambda: _make_videos(folder))
+        self.words = [*RECIPE, f"engine.zero={zero}", f"data.manifest={folder / 'data' / 'manifest.parquet'}"]
+        with self.ranks_of(folder / "whole") as ranks_:
+            self.expect_end(ranks_, 120)
+        self.reference = _state(folder / "whole")
+
+    def suffer(self, kind: str) -> None:
+        """Start the ranks, let this fault happen, and see how they end."""
+        if kind in DAMAGE:
+            self.damage(kind)  # and see it go on, for a while
+        before = _newest(self.run) if kind not in DAMAGE else 0
+        if kind.startswith("one rank killed"):
+            place, rank = kind.split(": ")[1], self.rng.randrange(self.ranks)
+            if place in ("commit", "rename", "prune", "removal"):
+                rank = 0  # who does it
+            nth = self.rng.randint(1, {"write": 200, "rename": 4}.get(place, 6))
+            with self.ranks_of(self.run, rank, lambda: _die_within(place, nth)) as ranks:
+                self.expect_end(ranks, 6 * TIMEOUT)
+                happened = ranks[rank].code == -signal.SIGKILL
+        elif kind == "disk full":
+            with self.ranks_of(
+                self.run, 0, lambda: _fill(self.disk, self.mounted, self.rng.randint(1, 6))
+            ) as ranks:
+                self.expect_end(ranks, 60)
+                happened = any(rank.code != 0 for rank in ranks)
+            (self.disk / "filler").unlink(missing_ok=True)
+        elif kind == "read-only disk":
+            with self.ranks_of(self.run) as ranks:
+                self.wait_for_steps(ranks, before + self.rng.randint(1, 6))
+                happened = (
+                    self.mounted and subprocess.run(["mount", "-o", "remount,ro", self.disk]).returncode == 0
+                )
+                self.expect_end(ranks, 60)
+                if happened:
+                    subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
+        else:
+            words = ["workers=1"] if kind == "worker killed" else []
+            with self.ranks_of(self.run, words=words) as ranks:
+                self.wait_for_steps(ranks, before + self.rng.randint(1, 6))
+                time.sleep(self.rng.random() * 0.3)
+                happened = self.strike(kind, ranks)
+                self.expect_end(ranks, 6 * TIMEOUT)
+        if kind not in DAMAGE:
+            (self.done if happened else self.missed)[kind] += 1
+        newest = _newest(self.run)
+        if newest < before:
+            self.wrong.append(f"{kind}: the newest checkpoint went from step {before} to {newest}")
+        if newest == STEPS:
+            self.compare(kind)
+
+    def strike(self, kind: str, ranks: list["Rank"]) -> bool:
+        """Send the signals of a fault that comes from outside."""
+        alive = [rank for rank in ranks if rank.alive]
+        if kind == "worker killed":
+            workers = [pid for rank in alive for pid in _session(rank.pid) if "spawn_main" in _command(pid)]
+            for pid in workers[:1]:
+                os.kill(pid, signal.SIGKILL)
+            return bool(workers)
+        if kind == "one rank stopped":
+            self.rng.choice(ranks).send(signal.SIGSTOP)
+            return len(alive) == len(ranks)
+        named = {"all ranks killed": "SIGKILL", "second SIGINT to all": "SIGINT"} | dict.fromkeys(
+            DAMAGE, "SIGKILL"
+        )
+        name = named.get(kind, kind.split()[0])
+        for rank in ranks:
+            rank.send(signal.Signals[name])
+        if kind == "second SIGINT to all":
+            time.sleep(0.02)
+            for rank in ranks:
+                rank.send(signal.SIGINT)
+        return bool(alive)
+
+    def damage(self, kind: str) -> None:
+        """Harm the newest checkpoint between two starts."""
+        found = committed(self.run)
+        if len(found) < 2:  # one before it must be there to go back to
+            self.missed[kind] += 1
+            return
+        folder = found[-1][1]
+        path = folder / META if "json" in kind else self.rng.choice(sorted(folder.glob("*.safetensors")))
+        if "deleted" in kind:
+            path.unlink()
+        elif "short" in kind:
+            os.truncate(path, self.rng.randrange(path.stat().st_size))
+        else:
+            data = bytearray(path.read_bytes())
+            data[self.rng.randrange(len(data))] ^= 1 << self.rng.randrange(8)
+            path.write_bytes(data)
+        self.done[kind] += 1
+
+    def compare(self, kind: str) -> None:
+        """The last step is reached: is it the undisturbed run, to the last bit? Then begin another."""
+        state = _state(self.run)
+        if state.keys() != self.reference.keys():
+            self.wrong.append(f"{kind}: other tensors at the end")
+        apart = [name for name in self.reference if not torch.equal(state[name], self.reference[name])]
+        if apart:
+            self.wrong.append(f"{kind}: {len(apart)} tensors differ at the end, {apart[0]} among them")
+        steps = [json.loads(line)["step"] for line in (self.run / "metrics.jsonl").read_text().splitlines()]
+        if steps != list(range(1, STEPS + 1)):
+            self.wrong.append(f"{kind}: metrics.jsonl has the steps {steps}")
+        shutil.rmtree(self.run)
+        self.runs += 1
+
+    def finish(self) -> None:
+        """Let the last run reach its end, undisturbed."""
+        with self.ranks_of(self.run) as ranks:
+            self.expect_end(ranks, 120)
+        if _newest(self.run) == STEPS:
+            self.compare("at the end")
+        else:
+            self.wrong.append(f"the last run ends at step {_newest(self.run)}: {_tail(self.log)}")
+
+    @contextlib.contextmanager
+    def ranks_of(
+        self,
+        run: Path,
+        cursed: int = -1,
+        curse: Callable[[], None] = lambda: None,
+        words: list[str] | None = None,
+    ) -> Iterator[list["Rank"]]:
+        """The ranks of a run, started; `curse` is called in one of them before it begins. None is left at the end."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.ranks)}
+        self.log = self.folder / "ranks.log"
+        self.starts += 1
+        all_words = [*self.words, f"run_dir={run}", "workers=0", *(words or [])]
+        ranks = []
+        for number in range(self.ranks):
+            environment = common | {"RANK": str(number), "LOCAL_RANK": str(number)}
+            ranks.append(Rank(all_words, environment, self.log, curse if number == cursed else lambda: None))
+        try:
+            yield ranks
+        finally:
+            for rank in ranks:
+                rank.send(signal.SIGKILL)
+                rank.wait(10)
+            left = [pid for rank in ranks for pid in _session(rank.pid)]
+            end = time.monotonic() + 10
+            while left and time.monotonic() < end:
+                time.sleep(0.1)
+                left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
+            if left:
+                self.wrong.append(f"processes are left behind: {[_command(pid) for pid in left]}")
+
+    def wait_for_steps(self, ranks: list["Rank"], step: int) -> None:
+        """Until metrics.jsonl has that step, or a rank has ended."""
+        path, end = self.run / "metrics.jsonl", time.monotonic() + 60
+        while all(rank.alive for rank in ranks) and time.monotonic() < end:
+            if path.exists() and path.read_bytes().count(b"\n") >= min(step, STEPS):
+                return
+            time.sleep(0.02)
+
+    def expect_end(self, ranks: list["Rank"], seconds: float) -> None:
+        """All ranks that are not stopped end by themselves within so many seconds."""
+        end = time.monotonic() + seconds
+        for rank in ranks:
+            if not rank.stopped and not rank.wait(max(0.1, end - time.monotonic())):
+                self.wrong.append(f"rank {ranks.index(rank)} still runs after {seconds} s: {_tail(self.log)}")
+
+
+class Rank:
+    """A forked process that runs one rank."""
+
+    def __init__(
+        self, words: list[str], environment: dict[str, str], log: Path, curse: Callable[[], None]
+    ) -> None:
+        self.code: int | None = None
+        self.stopped = False
+        self.pid = os.fork()
+        if self.pid:
+            return
+        os.setsid()
+        with log.open("a") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.environ |= environment
+        curse()
+        code = 1
+        try:
+            code = mofore.train.main(words)
+        except BaseException as error:
+            print(f"{type(error).__name__}: {error}", flush=True)
+        os._exit(code)
+
+    @property
+    def alive(self) -> bool:
+        if self.code is None:
+            ended, status = os.waitpid(self.pid, os.WNOHANG)
+            if ended:
+                self.code = os.waitstatus_to_exitcode(status)
+        return self.code is None
+
+    def send(self, number: signal.Signals) -> None:
+        if self.alive:
+            os.kill(self.pid, number)
+            self.stopped |= number == signal.SIGSTOP
+
+    def wait(self, seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while self.alive and time.monotonic() < end:
+            time.sleep(0.02)
+        return not self.alive
+
+
+def _die_within(place: str, nth: int) -> None:
+    """Replace a function by one that kills this process when it is called for the n-th time."""
+    module, name = WITHIN[place]
+    real, calls = getattr(module, name), []
+
+    def dying(*arguments, **rest):
+        calls.append(1)
+        if len(calls) == nth:
+            if place == "removal":  # half a folder is gone already
+                next(iter(Path(arguments[0]).iterdir())).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(*arguments, **rest)
+
+    if place == "write":  # many small pieces, and death between two of them
+        mofore.checkpoint.SLAB = 4096
+
+        class Digest:
+            def __init__(self) -> None:
+                self.real = real()
+                self.update = lambda part: dying_update(self.real.update, part)
+                self.hexdigest = self.real.hexdigest
+
+        def dying_update(update, part):
+            calls.append(1)
+            if len(calls) == nth:
+                os.kill(os.getpid(), signal.SIGKILL)
+            update(part)
+
+        module = _replaced_hashlib(module)
+        module.sha256 = Digest
+        mofore.checkpoint.hashlib = module
+        return
+    setattr(module, name, dying)
+
+
+def _replaced_hashlib(real):
+    """A copy of the module's names: others use hashlib too."""
+    import types
+
+    copy = types.ModuleType("hashlib")
+    copy.__dict__.update(real.__dict__)
+    return copy
+
+
+def _fill(disk: Path, mounted: bool, nth: int) -> None:
+    """From the n-th snapshot on, nothing more can be written."""
+    real, calls = mofore.saving.write_pieces, []
+
+    def full(*arguments):
+        calls.append(1)
+        if len(calls) == nth and mounted:
+            with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
+                while True:
+                    file.write(bytes(2**16))
+        elif len(calls) >= nth and not mounted:
+            import resource
+
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
+        return real(*arguments)
+
+    mofore.saving.write_pieces = full
+
+
+def _make_videos(folder: Path) -> None:
+    write_motion_videos(folder / "videos", textures=3, frames=32)
+    prepare(folder / "videos", folder / "data", workers=1)
+
+
+def in_child(work: Callable[[], object]) -> None:
+    """This process itself must stay without threads, for it is forked."""
+    pid = os.fork()
+    if not pid:
+        code = 1
+        with contextlib.suppress(BaseException):
+            work()
+            code = 0
+        os._exit(code)
+    if os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]):
+        raise SystemExit("the videos could not be made")
+
+
+def _mount(folder: Path) -> bool:
+    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
+    return made.returncode == 0
+
+
+def _state(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = Checkpoint(run / "checkpoints" / f"step-{STEPS}")
+    return {name: checkpoint.tensor(name) for name in checkpoint.shapes}
+
+
+def _newest(run: Path) -> int:
+    return max((step for step, _ in committed(run)), default=0)
+
+
+def _session(leader: int) -> list[int]:
+    """Processes that a rank started, and theirs."""
+    found = []
+    for path in Path("/proc").iterdir():
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
+            if int(fields[3]) == leader and int(path.name) != leader and fields[0] != "Z":
+                found.append(int(path.name))
+    return found
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def _tail(log: Path) -> str:
+    return " | ".join(log.read_text(errors="replace").splitlines()[-5:])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.faults", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--faults", type=int, default=200, help="how many must have happened (default: 200)")
+    parser.add_argument("--ranks", type=int, default=2)
+    parser.add_argument("--zero", type=int, default=2, help="ZeRO stage (default: 2)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--only", nargs="+", choices=KINDS, metavar="KIND", default=KINDS, help="; ".join(KINDS)
+    )
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as folder:
+        campaign = Campaign(Path(folder), options.ranks, options.zero, options.seed)
+        try:
+            kinds = [kind for kind in options.only if campaign.mounted or kind != "read-only disk"]
+            deck: list[str] = []
+            with tqdm(total=options.faults, desc="faults", dynamic_ncols=True) as bar:
+                while (happened := campaign.done.total()) < options.faults and len(campaign.wrong) < 5:
+                    bar.update(happened - bar.n)
+                    if not deck:  # every kind once, in an order drawn anew
+                        deck = campaign.rng.sample(kinds, len(kinds))
+                    campaign.suffer(deck.pop())
+            campaign.finish()
+        finally:
+            if campaign.mounted:
+                subprocess.run(["umount", campaign.disk], check=False)
+    print(f"{'fault':34} happened")
+    for kind in options.only:
+        note = "  (left out: no tmpfs can be mounted here)" if kind not in kinds else ""
+        print(f"{kind:34} {campaign.done[kind]:8}{note}")
+    print(
+        f"{campaign.done.total()} faults in {campaign.starts} starts of {options.ranks} ranks at ZeRO {options.zero}; "
+        f"{campaign.runs} runs reached their end, {len(campaign.wrong)} losses; {time.monotonic() - began:.0f} s"
+    )
+    for wrong in campaign.wrong:
+        print(f"  {wrong}")
+    return 1 if campaign.wrong or not campaign.runs else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

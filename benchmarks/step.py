@@ -1,0 +1,276 @@
+"""One training step, beside those of others on the same backbone, clip and batch: python -m benchmarks.step
+
+    pip install transformers   # its V-JEPA 2 and VideoMAE pretraining steps; without it their rows are left out
+
+Every contender makes a step in turn, so that all see the same machine; medians of the rounds are reported, with
+the matrix products of each step (torch's own counter) as a share of the rate that a large product reaches in the
+same rounds. Memory is the kernel's count, in a process of its own for each contender. Weights are random and
+clips are noise: what is measured is time.
+"""
+
+import argparse
+import copy
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import (
+    FlopCounterMode,
+    register_flop_formula,
+    sdpa_backward_flop_count,
+    sdpa_flop_count,
+)
+
+from benchmarks.memory import peak_of
+from mofore.config import PretrainConfig, compose
+from mofore.ema import update_teacher
+from mofore.engine import start_ranks
+from mofore.guard import Guard
+from mofore.pretraining import build_pretraining
+from mofore.train import build, empty_batch, update
+from mofore.types import Batch
+
+Step = Callable[[], object]
+
+
+# torch's counter knows attention on a GPU, and not on a CPU
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
+def _attention(query, key, value, *_, out_shape=None, **__) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+@register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
+def _attention_backward(grad, query, key, value, *_, out_shape=None, **__) -> int:
+    return sdpa_backward_flop_count(grad, query, key, value)
+
+
+SIDE = 1536  # of the matrices whose product gives the machine's rate
+CHECKPOINTING = ["backbone.checkpoint_every=1"]
+OURS: dict[str, list[str]] = {
+    "ours, default recipe": [],
+    "ours, one target, all tokens": ["data.targets=1", "data.keep=1"],
+    "ours, one target, all, checkpointing": ["data.targets=1", "data.keep=1", *CHECKPOINTING],
+    "ours, one target, a quarter": ["data.targets=1", "data.keep=0.25"],
+}
+OTHERS = ("V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% masked")
+
+
+def config_of(options: argparse.Namespace, words: list[str]) -> PretrainConfig:
+    fixed = [f"backbone={options.backbone}", f"data.frames={options.frames}", f"data.size={options.size}"]
+    return compose(PretrainConfig, [*fixed, f"global_batch={options.batch}", "data.manifest=none", *words])
+
+
+def noise(config: PretrainConfig) -> Batch:
+    """A batch of the run's shapes: noise, gaps of half a second, and the tokens that are kept."""
+    batch = empty_batch(config, config.global_batch, torch.device("cpu"))
+    clips = [torch.randint_like(part, 0, 256) for part in batch[:2]]
+    kept = batch.kept
+    if config.data.keep < 1:
+        orders = torch.stack([torch.randperm(config.tokens) for _ in range(config.global_batch)])
+        kept = orders[:, : round(config.data.keep * config.tokens)].sort(dim=1).values
+    return Batch(clips[0], clips[1], batch.gaps + 0.5, batch.rows, kept)
+
+
+def our_step(config: PretrainConfig) -> Step:
+    """The whole step as the loop makes it, through DeepSpeed: teacher, student, forecaster, update, EMA."""
+    engine, batch, guard = build(config, None, start_ranks(600)), noise(config), Guard(config.guard)
+
+    def step() -> None:
+        losses, _, norm = update(engine, [batch], guard)
+        guard.note(float(losses.total), norm)
+        update_teacher(engine.module.teacher, engine.module.student, 0.996)
+
+    return step
+
+
+def our_passes(config: PretrainConfig) -> Step:
+    """Forward and backward alone, of the bare module; gradients are made once, as a run's are."""
+    model, batch = build_pretraining(config.model(), 0), noise(config)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+
+    def step() -> None:
+        targets = model(batch)
+        model(batch, targets, targets.keys.flatten(0, 1)).total.backward()
+
+    return step
+
+
+def vjepa_step(options: argparse.Namespace) -> Step:
+    """Assran et al. 2025: a context of tokens forecasts the others as an EMA encoder sees them (L1).
+
+    The published predictor (12 blocks, 384 wide). The package's encoder sees all tokens and the predictor the
+    context's; an eighth short of all are targets, as its multi-block masks leave.
+    """
+    from transformers import VJEPA2Config, VJEPA2Model
+
+    shape = _backbone(options)
+    config = VJEPA2Config(
+        crop_size=options.size, frames_per_clip=options.frames, hidden_size=shape.embed_dim, num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+    )  # fmt: skip
+    model = VJEPA2Model(config)
+    teacher = copy.deepcopy(model.encoder).requires_grad_(False).eval()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
+    tokens = options.frames // 2 * (options.size // 16) ** 2
+    order = torch.randperm(tokens).expand(options.batch, -1)
+    context, target = order[:, : tokens // 8].sort().values, order[:, tokens // 8 :].sort().values
+
+    def step() -> None:
+        with torch.no_grad():
+            seen = F.layer_norm(teacher(clips).last_hidden_state, (shape.embed_dim,))
+            wanted = seen.gather(1, target[..., None].expand(-1, -1, seen.shape[-1]))
+        out = model(clips, context_mask=[context], target_mask=[target]).predictor_output.last_hidden_state
+        F.l1_loss(out, wanted).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        update_teacher(teacher, model.encoder, 0.996)
+
+    return step
+
+
+def videomae_step(options: argparse.Namespace) -> Step:
+    """Tong et al. 2022: 90% of the tubes are masked and their pixels reconstructed."""
+    from transformers import VideoMAEConfig, VideoMAEForPreTraining
+
+    shape = _backbone(options)
+    config = VideoMAEConfig(
+        image_size=options.size, num_frames=options.frames, hidden_size=shape.embed_dim, num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads, intermediate_size=4 * shape.embed_dim, decoder_hidden_size=shape.embed_dim // 2,
+        decoder_num_attention_heads=max(1, shape.heads // 2), decoder_intermediate_size=2 * shape.embed_dim,
+    )  # fmt: skip
+    model = VideoMAEForPreTraining(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
+    places = (options.size // 16) ** 2
+    tube = torch.randperm(places) < round(0.9 * places)
+    masked = tube.repeat(options.frames // 2).expand(options.batch, -1)
+
+    def step() -> None:
+        model(clips, bool_masked_pos=masked).loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step
+
+
+class _Shape:
+    embed_dim: int
+    depth: int
+    heads: int
+
+
+def _backbone(options: argparse.Namespace) -> _Shape:
+    student = build_pretraining(config_of(options, []).model(), 0).student
+    shape = _Shape()
+    blocks: Any = student.blocks
+    shape.embed_dim, shape.depth, shape.heads = student.dim, len(blocks), blocks[0].attn.num_heads
+    return shape
+
+
+def build_step(name: str, options: argparse.Namespace) -> Step:
+    torch.manual_seed(0)
+    if name in OURS:
+        return our_step(config_of(options, [*OURS[name], *options.words]))
+    if name.startswith("passes"):
+        return our_passes(config_of(options, [*OURS[name.removeprefix("passes of ")], *options.words]))
+    return vjepa_step(options) if name.startswith("V-JEPA") else videomae_step(options)
+
+
+def seconds(step: Step) -> float:
+    began = time.perf_counter()
+    step()
+    return time.perf_counter() - began
+
+
+def memory(name: str, options: argparse.Namespace) -> None:
+    """Run in a process of its own: print the bytes that a step takes beyond what stays between steps."""
+    step = build_step(name, options)
+    step()
+    gc.collect()
+    with peak_of() as peak:
+        step()
+    print(json.dumps({"bytes": peak.bytes}))
+
+
+def _memory(name: str, options: argparse.Namespace, words: list[str]) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.step", "--memory", name, *words], capture_output=True, text=True, check=False
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return (
+        json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["bytes"] / 2**20
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("--backbone", default="vit_small")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--size", type=int, default=112)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--memory", metavar="NAME", help=argparse.SUPPRESS)
+    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`")
+    options = parser.parse_args()
+    if options.memory:
+        memory(options.memory, options)
+        return 0
+    names = [*OURS]
+    try:
+        import transformers  # noqa: F401
+
+        names += OTHERS
+    except ImportError:
+        print("transformers is not installed: V-JEPA 2 and VideoMAE are left out (pip install transformers)")
+    whole = "ours, one target, all tokens"
+    passes = f"passes of {whole}"
+    steps, flops = {}, {}
+    for name in [*names, passes]:
+        steps[name] = build_step(name, options)
+        steps[name]()
+        with FlopCounterMode(display=False) as counter:
+            steps[name]()
+        flops[name] = counter.get_total_flops()
+    matrix = torch.randn(SIDE, SIDE)
+    took: dict[str, list[float]] = {name: [] for name in [*steps, "rate"]}
+    for _ in range(options.rounds):
+        for name, step in steps.items():
+            took[name].append(seconds(step))
+        took["rate"].append(min(seconds(lambda: matrix @ matrix) for _ in range(8)))
+    middle = {name: statistics.median(times) for name, times in took.items()}
+    rate = 2 * SIDE**3 / middle["rate"]
+    words = [
+        f"--{key}={getattr(options, key)}" for key in ("backbone", "frames", "size", "batch")
+    ] + options.words
+    vjepa = middle.get(OTHERS[0])
+    print(f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x {options.size}, "
+          f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product of {SIDE} x {SIDE}")  # fmt: skip
+    print(f"{'step':38} samples/s  TFLOP  of the rate  peak MB  x V-JEPA 2")
+    for name in names:
+        share = flops[name] / middle[name] / rate
+        times = f"{vjepa / middle[name]:10.2f}" if vjepa else ""
+        print(f"{name:38} {options.batch / middle[name]:9.2f}  {flops[name] / 1e12:5.2f}  {100 * share:10.0f}%"
+              f"  {_memory(name, options, words):7.0f}  {times}")  # fmt: skip
+    saved = whole.replace("all tokens", "all, checkpointing")
+    print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
+          f"agreement), for {whole!r}")  # fmt: skip
+    print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer, passes take "
+          f"{_memory('passes of ' + whole, options, words) / _memory('passes of ' + saved, options, words):.1f} times less memory")  # fmt: skip
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,164 @@
+"""Ranks that fall silent, stop moving, or drift apart end the run, with a sentence that names them.
+
+Heartbeat   a thread a rank: tells the others that it lives and what it is at, and ends a rank that would wait
+            for ever. Rank 0 looks at all, the others look at rank 0 and at what it says.
+agree       every n steps: the ranks compare what must be equal on all of them
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+
+import torch.distributed as dist
+
+from mofore.distributed import gather_objects, rank, world
+from mofore.errors import UserError
+
+LOST = 75  # EX_TEMPFAIL: nothing is wrong with the run, the same command goes on
+
+
+class RankLost(Exception):
+    """Another rank died, hangs, or cannot be reached."""
+
+
+class Heartbeat:
+    """Context of the training. `timeout` seconds without a sign of life, or at one and the same thing, end the run.
+
+    Inside, `at(word)` says what this rank begins to do. A collective that fails for want of a rank leaves as RankLost.
+    """
+
+    def __init__(self, timeout: float) -> None:
+        self.timeout, self.period = timeout, min(5.0, timeout / 5)
+        self.word, self.since = "starting", time.monotonic()
+        self.moves = self.beats = 0
+        self.heard: dict[int, tuple[bytes, float]] = {}  # what a rank last said, and when it was first heard
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> "Heartbeat":
+        if world() > 1:
+            # A connection of its own to the store that the ranks met at: theirs is busy while they wait.
+            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=self.timeout))
+            run = gather_objects(f"{os.getpid()}-{time.time_ns():x}")[0]
+            self.store = dist.PrefixStore(f"mofore-beats-{run}", store)
+            self._tell()
+            dist.barrier()
+        self.thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        self.ended.set()
+        self.thread.join()
+        if world() > 1 and isinstance(error, RuntimeError) and _is_of_ranks(error):
+            raise RankLost(
+                self._blame() or f"a rank cannot be reached: {str(error).splitlines()[0]}"
+            ) from None
+
+    def at(self, word: str) -> None:
+        """This rank begins to do something else."""
+        self.moves += 1
+        self.word, self.since = word, time.monotonic()
+
+    def _work(self) -> None:
+        while not self.ended.wait(self.period):
+            said = self._check(self.timeout)
+            if said and not self.ended.is_set():
+                print(f"mofore: rank {rank()} stops: {said}", file=sys.stderr, flush=True)
+                os._exit(LOST)
+
+    def _check(self, patience: float) -> str | None:
+        """Tell, look, and say which ranks have been silent or unmoved for `patience` seconds."""
+        if world() == 1:
+            at_it = time.monotonic() - self.since
+            return f"{self.word} for {at_it:.0f} s" if at_it > self.timeout else None
+        try:
+            self._tell()
+            if rank() == 0:
+                said = self._look(range(1, world()), patience)
+                if said:
+                    self.store.set("verdict", said)
+                return said
+            if self.store.check(["verdict"]):
+                return self.store.get("verdict").decode()
+            return self._look([0], patience)
+        except RuntimeError as reason:  # dist.DistStoreError among them: the store died with its rank
+            return f"the rank that the others meet at does not answer: {str(reason).splitlines()[0]}"
+
+    def _tell(self) -> None:
+        self.beats += 1
+        at_it = time.monotonic() - self.since
+        self.store.set(str(rank()), json.dumps([self.beats, self.moves, self.word, at_it]))
+
+    def _look(self, others: Iterable[int], patience: float) -> str | None:
+        now = time.monotonic()
+        at: dict[int, tuple[int, str, float]] = {rank(): (self.moves, self.word, now - self.since)}
+        silent = []
+        for other in others:
+            said = self.store.get(str(other))
+            if said != self.heard.get(other, (b"", 0.0))[0]:
+                self.heard[other] = said, now
+            elif now - self.heard[other][1] > patience:
+                silent.append(str(other))
+            at[other] = tuple(json.loads(said)[1:])
+        if silent:
+            names = f"rank {', '.join(silent)}"
+            return f"no sign of life from {names} for {patience:.0f} s: dead, stopped or cut off"
+        still = {number: place for number, place in at.items() if place[2] > self.timeout}
+        if not still:
+            return None
+        last = min(moves for moves, _, _ in still.values())  # the others wait for these
+        return "; ".join(
+            f"rank {number} {word} for {at_it:.0f} s"
+            for number, (moves, word, at_it) in still.items()
+            if moves == last
+        )
+
+    def _blame(self) -> str | None:
+        """After a collective failed: which rank is it? Those that live still tell so."""
+        end = time.monotonic() + 4 * self.period
+        while time.monotonic() < end:
+            said = self._check(2.5 * self.period)
+            if said:
+                return said
+            time.sleep(self.period / 2)
+        return None
+
+
+def _is_of_ranks(error: RuntimeError) -> bool:
+    """Whether an error comes from a collective: gloo raises plain RuntimeErrors."""
+    said = str(error).lower()
+    return isinstance(error, dist.DistError) or "gloo" in said or "connection" in said or "nccl" in said
+
+
+def agree(step: int, facts: dict[str, object]) -> None:
+    """A collective. UserError on every rank where the facts of one differ from the others', naming rank and fact."""
+    own = json.dumps({"step": step, **facts})
+    said = gather_objects(own)
+    if len(set(said)) == 1:
+        return
+    (common, votes), *_ = Counter(said).most_common(1)
+    if votes * 2 <= len(said):
+        raise UserError(f"step {step}: the ranks have drifted apart: " + "; ".join(
+            f"rank {number} has {text}" for number, text in enumerate(said)) + _REMEDY)  # fmt: skip
+    usual = json.loads(common)
+    apart = [
+        f"rank {number} in " + ", ".join(f"{key} ({value}, not {usual[key]})" for key, value in json.loads(text).items()
+                                         if usual.get(key) != value)
+        for number, text in enumerate(said) if text != common
+    ]  # fmt: skip
+    raise UserError(f"step {step}: {'; '.join(apart)} differs from the other ranks" + _REMEDY)
+
+
+_REMEDY = (
+    ". Nothing after the last checkpoint is kept. Look at that machine (memory errors, another version of the code "
+    "or data); then the same command goes on."
+)

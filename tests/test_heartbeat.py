@@ -1,0 +1,127 @@
+"""heartbeat: a dead or stopped rank ends the others in time, with its number; ranks that drift apart are named."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from mofore import heartbeat as module
+from mofore.errors import UserError
+from mofore.heartbeat import LOST, Heartbeat, agree
+from tests.ranks import start_tasks, torchrun
+from tests.small import SMALL
+from tests.test_training import wait_for_steps
+
+TIMEOUT = 10
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
+    """Within the configured time, with a sentence that names it and the code that says: go on later."""
+    run = tmp_path / "run"
+    words = [
+        *SMALL,
+        f"data.manifest={manifest}",
+        f"run_dir={run}",
+        "steps=100000",
+        f"engine.timeout={TIMEOUT}",
+    ]
+    tasks = start_tasks(2, tmp_path, "mofore.train", *words, "checkpoint.every=5", "workers=1")
+    try:
+        wait_for_steps(run, 7, tasks[0])
+        tasks[which].send_signal(number)
+        lost, began = 1 - which, time.monotonic()
+        code = tasks[lost].wait(timeout=4 * TIMEOUT)
+        took = time.monotonic() - began
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    said = (tmp_path / f"rank-{lost}.log").read_text()
+    assert code == LOST, said
+    assert f"mofore: rank {lost} stops: " in said
+    assert f"rank {which}" in said.split(f"mofore: rank {lost} stops: ")[1] or "does not answer" in said
+    assert "Traceback" not in said.split("mofore: rank")[0]
+    assert took < 2 * TIMEOUT
+    print(said.splitlines()[-1], f"({took:.1f} s)")
+    wait_for_no_process_of(run)
+
+
+def wait_for_no_process_of(run: Path) -> None:
+    """Neither ranks nor their workers are left, whatever way they ended."""
+    end = time.monotonic() + 10
+    while time.monotonic() < end:
+        left = [pid for pid in os.listdir("/proc") if pid.isdigit() and _holds(Path("/proc") / pid, run)]
+        if not left:
+            return
+        time.sleep(0.2)
+    raise AssertionError(f"left behind: {left}")
+
+
+def _holds(process: Path, run: Path) -> bool:
+    try:
+        environment = (process / "environ").read_bytes()
+        return str(run.parent).encode() in (process / "cmdline").read_bytes() or (
+            f"MOFORE_TEST={run}".encode() in environment
+        )
+    except OSError:
+        return False
+
+
+def test_a_rank_that_is_alone_and_stuck_ends(monkeypatch):
+    ended = []
+    monkeypatch.setattr(module.os, "_exit", ended.append)
+    with Heartbeat(0.5) as heart:
+        heart.at("waits for data")
+        end = time.monotonic() + 5
+        while not ended and time.monotonic() < end:
+            time.sleep(0.05)
+    assert ended[0] == LOST
+
+
+def test_a_rank_that_moves_is_left_alone(monkeypatch):
+    ended = []
+    monkeypatch.setattr(module.os, "_exit", ended.append)
+    with Heartbeat(0.5) as heart:
+        for step in range(20):
+            heart.at(f"computes step {step}")
+            time.sleep(0.1)
+    assert ended == []
+
+
+def test_other_errors_pass_through():
+    with pytest.raises(RuntimeError, match="shape"), Heartbeat(1):
+        raise RuntimeError("shape of a tensor")
+
+
+def drifted(monkeypatch, *facts: dict) -> str:
+    import json
+
+    monkeypatch.setattr(
+        module, "gather_objects", lambda _: [json.dumps({"step": 20, **one}) for one in facts]
+    )
+    with pytest.raises(UserError) as stopped:
+        agree(20, facts[0])
+    return str(stopped.value)
+
+
+def test_who_drifted_apart_is_named(monkeypatch):
+    same, other = {"loss": 1.5, "samples": "ab"}, {"loss": 1.5, "samples": "cd"}
+    said = drifted(monkeypatch, same, same, other, same)
+    assert "step 20: rank 2 in samples (cd, not ab) differs from the other ranks" in said
+    said = drifted(monkeypatch, same, other)
+    assert 'rank 0 has {"step": 20, "loss": 1.5, "samples": "ab"}; rank 1 has' in said
+    agree(20, same)  # alone it always agrees
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_bit_that_flips_on_one_rank_is_found(tmp_path, manifest):
+    """In the weights of rank 1, after step 3: found at the next comparison of that tensor."""
+    said = torchrun(2, "tests.drifting", str(tmp_path / "run"), *SMALL, f"data.manifest={manifest}")
+    assert said.count("the ranks have drifted apart: rank 0 has") == 2, said
