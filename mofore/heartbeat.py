@@ -30,75 +30,92 @@ class RankLost(Exception):
 class Heartbeat:
     """Context of the training. `timeout` seconds without a sign of life, or at one and the same thing, end the run.
 
-    Inside, `at(word)` says what this rank begins to do. A collective that fails for want of a rank leaves as RankLost.
+    Inside, `at(word)` says what this rank begins to do. A collective that fails for want of a rank leaves as
+    RankLost. Two threads: one talks to the store that the ranks met at, and hangs if its host does; one never waits.
     """
 
     def __init__(self, timeout: float) -> None:
         self.timeout, self.period = timeout, min(5.0, timeout / 5)
+        self.patience = timeout  # seconds of silence; shorter once something is known to be wrong
         self.word, self.since = "starting", time.monotonic()
         self.moves = self.beats = 0
         self.heard: dict[int, tuple[bytes, float]] = {}  # what a rank last said, and when it was first heard
+        self.verdict: str | None = None
+        self.answered = time.monotonic()  # when the store last did
         self.ended = threading.Event()
-        self.thread = threading.Thread(target=self._work, daemon=True)
+        self.leaving = False  # the main thread ends the run
 
     def __enter__(self) -> "Heartbeat":
         if world() > 1:
-            # A connection of its own to the store that the ranks met at: theirs is busy while they wait.
-            where = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-            store = dist.TCPStore(*where, is_master=False, timeout=timedelta(seconds=self.timeout))
+            # A connection of its own: that of the process group is busy while a rank waits.
+            self.place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+            store = dist.TCPStore(*self.place, is_master=False, timeout=timedelta(seconds=self.timeout))
             run = gather_objects(f"{os.getpid()}-{time.time_ns():x}")[0]
             self.store = dist.PrefixStore(f"mofore-beats-{run}", store)
             self._tell()
             dist.barrier()
-        self.thread.start()
+            threading.Thread(target=self._talk, daemon=True).start()
+        self.answered = self.since = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
     ) -> None:
-        self.ended.set()
-        self.thread.join()
+        self.leaving = True
         if world() > 1 and isinstance(error, RuntimeError) and _is_of_ranks(error):
+            self.patience, end = 2.5 * self.period, time.monotonic() + 4 * self.period
+            while (
+                self.verdict is None and time.monotonic() < end
+            ):  # those that live still tell so: who does not?
+                time.sleep(self.period / 10)
+            self.ended.set()
             raise RankLost(
-                self._blame() or f"a rank cannot be reached: {str(error).splitlines()[0]}"
+                self.verdict or f"a rank cannot be reached: {str(error).splitlines()[0]}"
             ) from None
+        self.ended.set()
 
     def at(self, word: str) -> None:
         """This rank begins to do something else."""
         self.moves += 1
         self.word, self.since = word, time.monotonic()
 
-    def _work(self) -> None:
-        while not self.ended.wait(self.period):
-            said = self._check(self.timeout)
-            if said and not self.ended.is_set():
-                print(f"mofore: rank {rank()} stops: {said}", file=sys.stderr, flush=True)
+    def _watch(self) -> None:
+        while not self.ended.wait(self.period / 2):
+            now = time.monotonic()
+            if world() == 1 and now - self.since > self.timeout:
+                self.verdict = f"it {self.word} for {now - self.since:.0f} s"
+            elif world() > 1 and now - self.answered > self.patience:
+                where = ":".join(map(str, self.place))
+                self.verdict = f"no answer from {where} for {now - self.answered:.0f} s, where rank 0 or its launcher lives"
+            if self.verdict and not self.leaving:
+                print(f"mofore: rank {rank()} stops: {self.verdict}", file=sys.stderr, flush=True)
                 os._exit(LOST)
 
-    def _check(self, patience: float) -> str | None:
-        """Tell, look, and say which ranks have been silent or unmoved for `patience` seconds."""
-        if world() == 1:
-            at_it = time.monotonic() - self.since
-            return f"{self.word} for {at_it:.0f} s" if at_it > self.timeout else None
-        try:
-            self._tell()
-            if rank() == 0:
-                said = self._look(range(1, world()), patience)
-                if said:
-                    self.store.set("verdict", said)
-                return said
-            if self.store.check(["verdict"]):
-                return self.store.get("verdict").decode()
-            return self._look([0], patience)
-        except RuntimeError as reason:  # dist.DistStoreError among them: the store died with its rank
-            return f"the rank that the others meet at does not answer: {str(reason).splitlines()[0]}"
+    def _talk(self) -> None:
+        while not self.ended.wait(self.period):
+            try:
+                self._tell()
+                if rank() == 0:
+                    said = self._look(range(1, world()))
+                    if said:
+                        self.store.set("verdict", said)
+                elif self.store.check(["verdict"]):
+                    said = self.store.get("verdict").decode()
+                else:
+                    said = self._look([0])
+                self.answered = time.monotonic()
+            except RuntimeError as reason:  # dist.DistStoreError among them: the store died with its rank
+                said = f"rank 0, where the ranks meet, is gone: {str(reason).splitlines()[0]}"
+            self.verdict = self.verdict or said
 
     def _tell(self) -> None:
         self.beats += 1
         at_it = time.monotonic() - self.since
         self.store.set(str(rank()), json.dumps([self.beats, self.moves, self.word, at_it]))
 
-    def _look(self, others: Iterable[int], patience: float) -> str | None:
+    def _look(self, others: Iterable[int]) -> str | None:
+        """Which ranks have been silent, or else at the same thing, for too long."""
         now = time.monotonic()
         at: dict[int, tuple[int, str, float]] = {rank(): (self.moves, self.word, now - self.since)}
         silent = []
@@ -106,12 +123,12 @@ class Heartbeat:
             said = self.store.get(str(other))
             if said != self.heard.get(other, (b"", 0.0))[0]:
                 self.heard[other] = said, now
-            elif now - self.heard[other][1] > patience:
+            elif now - self.heard[other][1] > self.patience:
                 silent.append(str(other))
             at[other] = tuple(json.loads(said)[1:])
         if silent:
             names = f"rank {', '.join(silent)}"
-            return f"no sign of life from {names} for {patience:.0f} s: dead, stopped or cut off"
+            return f"no sign of life from {names} for {self.patience:.0f} s: dead, stopped or cut off"
         still = {number: place for number, place in at.items() if place[2] > self.timeout}
         if not still:
             return None
@@ -121,16 +138,6 @@ class Heartbeat:
             for number, (moves, word, at_it) in still.items()
             if moves == last
         )
-
-    def _blame(self) -> str | None:
-        """After a collective failed: which rank is it? Those that live still tell so."""
-        end = time.monotonic() + 4 * self.period
-        while time.monotonic() < end:
-            said = self._check(2.5 * self.period)
-            if said:
-                return said
-            time.sleep(self.period / 2)
-        return None
 
 
 def _is_of_ranks(error: RuntimeError) -> bool:

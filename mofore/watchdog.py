@@ -9,6 +9,7 @@ dimensions the embeddings use, how far they spread, and whether a video is more 
 import os
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -95,10 +96,10 @@ class Watchdog:
         )
 
     def judge(self, health: Health) -> str | None:
-        """The alarm, once it has looked bad `patience` times in a row."""
+        """The alarm, once it has looked bad `patience` times in a row, and after as many looks again."""
         sick = not (health.rank >= self.config.min_rank and health.std >= self.config.min_std)
         self.bad = self.bad + 1 if sick else 0
-        if self.bad < self.config.patience:
+        if self.bad == 0 or self.bad % self.config.patience:
             return None
         return (
             f"the encoder is collapsing: effective rank {health.rank:.2f} (watch.min_rank={self.config.min_rank:g}), "
@@ -112,7 +113,10 @@ class Watchdog:
             print(f"mofore: step {step}: {alarm}", file=sys.stderr, flush=True)
             if self.config.command:
                 facts = {"MOFORE_RUN": str(run_dir), "MOFORE_STEP": str(step), "MOFORE_ALARM": alarm}
-                subprocess.Popen(self.config.command, shell=True, env=os.environ | facts)
+                run = {"args": self.config.command, "shell": True, "check": False, "env": os.environ | facts}
+                threading.Thread(
+                    target=subprocess.run, kwargs=run
+                ).start()  # the training does not wait for it
         if self.config.action is Action.stop:
             raise UserError(
                 f"stopped at step {step}: {alarm} The last checkpoint stands (watch.action=stop)."

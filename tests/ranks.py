@@ -26,6 +26,7 @@ def start_tasks(world: int, log: Path, module: str, *arguments: str) -> list[sub
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     common = {
+        "TASKS_OF": str(log),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
         "WORLD_SIZE": str(world),

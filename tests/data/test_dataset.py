@@ -48,7 +48,7 @@ def test_a_sample_has_the_documented_shapes(manifest):
 
 
 def test_training_sees_no_label():
-    assert Batch._fields == ("context", "targets", "gaps", "rows")
+    assert Batch._fields == ("context", "targets", "gaps", "rows", "kept")
     assert not {"label", "group", "split"} & {field.name for field in fields(Video)}
 
 
