@@ -1,4 +1,4 @@
-"""Two gloo ranks at every ZeRO stage: the same run as stage 0, as one process, and after a resume."""
+"""Two gloo ranks at every ZeRO stage: the same run as stage 0, as one process, and after a resume, bit for bit."""
 
 from pathlib import Path
 
@@ -12,15 +12,19 @@ from tests.test_training import assert_same_run, resume_from_half
 pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 STAGES = ["0", "1", "2", "3"]
-RECOMPUTED = "3+backbone.checkpoint_every=1"
+RECOMPUTED = "3-recomputed"
+
+
+def runs_of(stage: str) -> str:
+    return f"zero-{stage}:engine.zero={stage}"
 
 
 @pytest.fixture(scope="module")
 def two_ranks(tmp_path_factory, manifest) -> Path:
     """Folder with an uninterrupted run a stage, from one launch."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    stages = ",".join([*STAGES, RECOMPUTED])
-    torchrun(2, "tests.train_stages", str(folder), stages, *SMALL, f"data.manifest={manifest}")
+    runs = [*(runs_of(stage) for stage in STAGES), f"zero-{RECOMPUTED}:engine.zero=3:backbone.checkpoint_every=1"]
+    torchrun(2, "tests.train_runs", str(folder), ",".join(runs), *SMALL, f"data.manifest={manifest}")
     return folder
 
 
@@ -31,7 +35,8 @@ def resumed(two_ranks, manifest) -> Path:
     folder.mkdir()
     for stage in STAGES:
         resume_from_half(two_ranks / f"zero-{stage}", folder / f"zero-{stage}")
-    torchrun(2, "tests.train_stages", str(folder), ",".join(STAGES), *SMALL, f"data.manifest={manifest}")
+    runs = ",".join(runs_of(stage) for stage in STAGES)
+    torchrun(2, "tests.train_runs", str(folder), runs, *SMALL, f"data.manifest={manifest}")
     return folder
 
 
@@ -59,14 +64,6 @@ def test_every_parameter_moves(two_ranks, stage):
 
 def test_one_process_with_the_same_global_batch(tmp_path, two_ranks, run_small):
     assert_same_run(run_small(tmp_path / "run", "micro_batch=1"), two_ranks / "zero-0")
-
-
-def test_a_checkpoint_of_two_ranks_goes_on_in_one(tmp_path, two_ranks, run_small):
-    """Another world size and another stage: the same end, to rounding."""
-    run = resume_from_half(two_ranks / "zero-3", tmp_path / "run")
-    assert len(list((run / "checkpoints" / "step-2").glob("*.safetensors"))) == 2
-    run_small(run, "engine.zero=1")
-    assert_same_run(run, two_ranks / "zero-0")
 
 
 def test_gather_brings_gradients_home():

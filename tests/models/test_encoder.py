@@ -216,3 +216,20 @@ def test_a_file_that_holds_no_weights_is_refused(tmp_path, name):
     (tmp_path / name).write_text("not weights")
     with pytest.raises(UserError, match=f"backbone.pretrained_path: .*{name} does not load"):
         build(pretrained_path=str(tmp_path / name))
+
+
+def test_tokens_that_are_dropped_cost_nothing_and_say_nothing():
+    """All tokens kept is the plain forward; what is dropped has no part in the others."""
+    config = BackboneConfig(embed_dim=32, depth=2, num_heads=2, patch=8)
+    encoder = VideoEncoder(config, frames=4, size=16).eval()
+    clips = torch.randint(0, 256, (2, 3, 4, 16, 16), dtype=torch.uint8)
+    every = torch.arange(8).expand(2, -1)
+    torch.testing.assert_close(encoder(clips, every), encoder(clips))
+    kept = torch.tensor([[0, 5, 6], [1, 2, 7]])  # 2 time steps of 2 x 2
+    tokens = encoder(clips, kept)
+    assert tokens.shape == (2, 3, 32)
+    other = clips.clone()
+    other[0, :, :2, :8, 8:] = 0  # token 1 of the first clip, which it does not see
+    assert torch.equal(encoder(other, kept)[0], tokens[0])
+    other[0, :, 2:, :8, 8:] = 0  # token 5, which it does
+    assert not torch.equal(encoder(other, kept)[0], tokens[0])

@@ -1,0 +1,15 @@
+"""Run under torchrun: train several runs one after the other, each in a folder of its own.
+
+python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...  The last words are for all of them.
+"""
+
+import sys
+
+from mofore.config import PretrainConfig, compose
+from mofore.train import train
+
+if __name__ == "__main__":
+    folder, runs, *overrides = sys.argv[1:]
+    for run in runs.split(","):
+        name, *own = run.split(":")
+        train(compose(PretrainConfig, [*overrides, *own, f"run_dir='{folder}/{name}'"]))
