@@ -106,12 +106,12 @@ class Campaign:
         elif kind == "read-only disk":
             with self.ranks_of(self.run) as ranks:
                 self.wait_for_steps(ranks, before + self.rng.randint(1, 6))
-                happened = (
-                    self.mounted and subprocess.run(["mount", "-o", "remount,ro", self.disk]).returncode == 0
-                )
+                checkpoints = self.run / "checkpoints"
+                happened = checkpoints.is_dir() and _make_read_only(checkpoints)
                 self.expect_end(ranks, 60)
                 if happened:
-                    subprocess.run(["mount", "-o", "remount,rw", self.disk], check=True)
+                    subprocess.run(["umount", checkpoints], check=True)
+                    happened = any(rank.code != 0 for rank in ranks)
         else:
             words = ["workers=1"] if kind == "worker killed" else []
             with self.ranks_of(self.run, words=words) as ranks:
@@ -131,7 +131,8 @@ class Campaign:
         """Send the signals of a fault that comes from outside."""
         alive = [rank for rank in ranks if rank.alive]
         if kind == "worker killed":
-            workers = [pid for rank in alive for pid in _session(rank.pid) if "spawn_main" in _command(pid)]
+            found = {pid: parent for rank in alive for pid, parent in _session(rank.pid).items()}
+            workers = [pid for pid, parent in found.items() if parent in found]  # children of the server
             for pid in workers[:1]:
                 os.kill(pid, signal.SIGKILL)
             return bool(workers)
@@ -371,6 +372,18 @@ def _mount(folder: Path) -> bool:
     return made.returncode == 0
 
 
+def _make_read_only(folder: Path) -> bool:
+    """A view of the folder laid over it, which cannot be written to; not where a file in it is just being written."""
+    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
+        return False
+    for _ in range(50):
+        if not subprocess.run(["mount", "-o", "remount,ro,bind", folder], capture_output=True).returncode:
+            return True
+        time.sleep(0.01)
+    subprocess.run(["umount", folder], check=True)
+    return False
+
+
 def _state(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(run / "checkpoints" / f"step-{STEPS}")
     return {name: checkpoint.tensor(name) for name in checkpoint.shapes}
@@ -380,14 +393,14 @@ def _newest(run: Path) -> int:
     return max((step for step, _ in committed(run)), default=0)
 
 
-def _session(leader: int) -> list[int]:
-    """Processes that a rank started, and theirs."""
-    found = []
+def _session(leader: int) -> dict[int, int]:
+    """Processes that a rank started, and theirs; each with its parent."""
+    found = {}
     for path in Path("/proc").iterdir():
         with contextlib.suppress(OSError, ValueError, IndexError):
             fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
             if int(fields[3]) == leader and int(path.name) != leader and fields[0] != "Z":
-                found.append(int(path.name))
+                found[int(path.name)] = int(fields[1])
     return found
 
 

@@ -83,7 +83,9 @@ def test_every_place_is_plain_pytorch(whole, reference, place):
 
 @pytest.mark.parametrize("place", ALL, ids=name)
 def test_as_many_files_as_ranks_of_equal_size(whole, place):
-    sizes = [path.stat().st_size for path in (whole / name(place) / "checkpoints" / "step-4").glob("*.safetensors")]
+    sizes = [
+        path.stat().st_size for path in (whole / name(place) / "checkpoints" / "step-4").glob("*.safetensors")
+    ]
     assert len(sizes) == place[0]
     assert max(sizes) < 1.2 * min(sizes)
 
@@ -118,6 +120,8 @@ def test_under_autocast_too(tmp_path, manifest):
 def test_another_number_of_ranks_must_divide_the_batch(tmp_path, whole, manifest):
     run = shutil.copytree(whole / name((1, 0)), tmp_path / "run")
     before = sorted(path.name for path in (run / "checkpoints").iterdir())
-    with pytest.raises(AssertionError, match="global_batch=4 does not divide into micro-batches of 1 on 3 rank"):
+    with pytest.raises(
+        AssertionError, match="global_batch=4 does not divide into micro-batches of 1 on 3 rank"
+    ):
         torchrun(3, "mofore.train", *SMALL, f"data.manifest={manifest}", f"run_dir={run}")
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == before

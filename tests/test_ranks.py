@@ -23,7 +23,10 @@ def runs_of(stage: str) -> str:
 def two_ranks(tmp_path_factory, manifest) -> Path:
     """Folder with an uninterrupted run a stage, from one launch."""
     folder = tmp_path_factory.mktemp("two-ranks")
-    runs = [*(runs_of(stage) for stage in STAGES), f"zero-{RECOMPUTED}:engine.zero=3:backbone.checkpoint_every=1"]
+    runs = [
+        *(runs_of(stage) for stage in STAGES),
+        f"zero-{RECOMPUTED}:engine.zero=3:backbone.checkpoint_every=1",
+    ]
     torchrun(2, "tests.train_runs", str(folder), ",".join(runs), *SMALL, f"data.manifest={manifest}")
     return folder
 
