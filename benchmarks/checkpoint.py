@@ -22,13 +22,15 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.memory import peak_of
-from mofore.checkpoint import CheckpointConfig, find_checkpoint
+from mofore.checkpoint import find_checkpoint
+from mofore.commit import CheckpointConfig
 from mofore.config import PretrainConfig, compose
 from mofore.distributed import gather_objects, most, rank, world
 from mofore.engine import fill_state, held_state, start_ranks, state_shapes
 from mofore.guard import Guard
+from mofore.resume import build, empty_batch
 from mofore.saving import Saver
-from mofore.train import build, empty_batch, update
+from mofore.train import update
 
 SIZE = (
     "backbone=vit_small",

@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -29,10 +30,9 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-import mofore.checkpoint
-import mofore.saving
-import mofore.train
-from mofore.checkpoint import META, Checkpoint, committed
+from benchmarks.torment import WITHIN, Rank, command, die_within, fill, make_read_only, mount, session
+from mofore.checkpoint import Checkpoint
+from mofore.commit import META, committed
 from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
 
@@ -43,17 +43,6 @@ RECIPE = (
     "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.gap.max=0.5", "forecaster.dim=48",
     "forecaster.depth=1", "forecaster.heads=3", "optimizer.warmup=2", "watch.every=6", "watch.videos=4",
 )  # fmt: skip
-# The function that is replaced, by what the fault happens in; it dies when that is called for the n-th time.
-WITHIN = {
-    "step": (mofore.train, "backward_and_step"),
-    "snapshot": (mofore.saving, "share_of"),
-    "write": (mofore.checkpoint.hashlib, "sha256"),
-    "sync": (mofore.checkpoint.os, "fsync"),
-    "commit": (mofore.saving, "commit"),
-    "rename": (mofore.checkpoint.os, "replace"),
-    "prune": (mofore.saving, "prune"),
-    "removal": (mofore.checkpoint.shutil, "rmtree"),
-}
 SIGNALS = ("SIGTERM", "SIGUSR2", "SIGINT")
 DAMAGE = ("file deleted", "bit flipped", "file cut short", "checkpoint.json deleted")
 KINDS = (
@@ -75,7 +64,7 @@ class Campaign:
         self.wrong: list[str] = []
         self.disk = folder / "disk"
         self.disk.mkdir()
-        self.mounted = _mount(self.disk)
+        self.mounted = mount(self.disk)
         self.run = self.disk / "run"
         in_child(lambda: _make_videos(folder))
         self.words = [*RECIPE, f"engine.zero={zero}", f"data.manifest={folder / 'data' / 'manifest.parquet'}"]
@@ -93,12 +82,12 @@ class Campaign:
             if place in ("commit", "rename", "prune", "removal"):
                 rank = 0  # who does it
             nth = self.rng.randint(1, {"write": 200, "rename": 4}.get(place, 6))
-            with self.ranks_of(self.run, rank, lambda: _die_within(place, nth)) as ranks:
+            with self.ranks_of(self.run, rank, lambda: die_within(place, nth)) as ranks:
                 self.expect_end(ranks, 6 * TIMEOUT)
                 happened = ranks[rank].code == -signal.SIGKILL
         elif kind == "disk full":
             with self.ranks_of(
-                self.run, 0, lambda: _fill(self.disk, self.mounted, self.rng.randint(1, 6))
+                self.run, 0, lambda: fill(self.disk, self.mounted, self.rng.randint(1, 6))
             ) as ranks:
                 self.expect_end(ranks, 60)
                 happened = any(rank.code != 0 for rank in ranks)
@@ -107,7 +96,7 @@ class Campaign:
             with self.ranks_of(self.run) as ranks:
                 self.wait_for_steps(ranks, before + self.rng.randint(1, 6))
                 checkpoints = self.run / "checkpoints"
-                happened = checkpoints.is_dir() and _make_read_only(checkpoints)
+                happened = checkpoints.is_dir() and make_read_only(checkpoints)
                 self.expect_end(ranks, 60)
                 if happened:
                     subprocess.run(["umount", checkpoints], check=True)
@@ -131,7 +120,7 @@ class Campaign:
         """Send the signals of a fault that comes from outside."""
         alive = [rank for rank in ranks if rank.alive]
         if kind == "worker killed":
-            found = {pid: parent for rank in alive for pid, parent in _session(rank.pid).items()}
+            found = {pid: parent for rank in alive for pid, parent in session(rank.pid).items()}
             workers = [pid for pid, parent in found.items() if parent in found]  # children of the server
             for pid in workers[:1]:
                 os.kill(pid, signal.SIGKILL)
@@ -218,13 +207,13 @@ class Campaign:
             for rank in ranks:
                 rank.send(signal.SIGKILL)
                 rank.wait(10)
-            left = [pid for rank in ranks for pid in _session(rank.pid)]
+            left = [pid for rank in ranks for pid in session(rank.pid)]
             end = time.monotonic() + 10
             while left and time.monotonic() < end:
                 time.sleep(0.1)
                 left = [pid for pid in left if Path(f"/proc/{pid}").exists()]
             if left:
-                self.wrong.append(f"processes are left behind: {[_command(pid) for pid in left]}")
+                self.wrong.append(f"processes are left behind: {[command(pid) for pid in left]}")
 
     def wait_for_steps(self, ranks: list["Rank"], step: int) -> None:
         """Until metrics.jsonl has that step, or a rank has ended."""
@@ -240,113 +229,6 @@ class Campaign:
         for rank in ranks:
             if not rank.stopped and not rank.wait(max(0.1, end - time.monotonic())):
                 self.wrong.append(f"rank {ranks.index(rank)} still runs after {seconds} s: {_tail(self.log)}")
-
-
-class Rank:
-    """A forked process that runs one rank."""
-
-    def __init__(
-        self, words: list[str], environment: dict[str, str], log: Path, curse: Callable[[], None]
-    ) -> None:
-        self.code: int | None = None
-        self.stopped = False
-        self.pid = os.fork()
-        if self.pid:
-            return
-        os.setsid()
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os.environ |= environment
-        curse()
-        code = 1
-        try:
-            code = mofore.train.main(words)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-        os._exit(code)
-
-    @property
-    def alive(self) -> bool:
-        if self.code is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code is None
-
-    def send(self, number: signal.Signals) -> None:
-        if self.alive:
-            os.kill(self.pid, number)
-            self.stopped |= number == signal.SIGSTOP
-
-    def wait(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while self.alive and time.monotonic() < end:
-            time.sleep(0.02)
-        return not self.alive
-
-
-def _die_within(place: str, nth: int) -> None:
-    """Replace a function by one that kills this process when it is called for the n-th time."""
-    module, name = WITHIN[place]
-    real, calls = getattr(module, name), []
-
-    def dying(*arguments, **rest):
-        calls.append(1)
-        if len(calls) == nth:
-            if place == "removal":  # half a folder is gone already
-                next(iter(Path(arguments[0]).iterdir())).unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **rest)
-
-    if place == "write":  # many small pieces, and death between two of them
-        mofore.checkpoint.SLAB = 4096
-
-        class Digest:
-            def __init__(self) -> None:
-                self.real = real()
-                self.update = lambda part: dying_update(self.real.update, part)
-                self.hexdigest = self.real.hexdigest
-
-        def dying_update(update, part):
-            calls.append(1)
-            if len(calls) == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            update(part)
-
-        module = _replaced_hashlib(module)
-        module.sha256 = Digest
-        mofore.checkpoint.hashlib = module
-        return
-    setattr(module, name, dying)
-
-
-def _replaced_hashlib(real):
-    """A copy of the module's names: others use hashlib too."""
-    import types
-
-    copy = types.ModuleType("hashlib")
-    copy.__dict__.update(real.__dict__)
-    return copy
-
-
-def _fill(disk: Path, mounted: bool, nth: int) -> None:
-    """From the n-th snapshot on, nothing more can be written."""
-    real, calls = mofore.saving.write_pieces, []
-
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) == nth and mounted:
-            with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
-                while True:
-                    file.write(bytes(2**16))
-        elif len(calls) >= nth and not mounted:
-            import resource
-
-            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
-        return real(*arguments)
-
-    mofore.saving.write_pieces = full
 
 
 def _make_videos(folder: Path) -> None:
@@ -367,23 +249,6 @@ def in_child(work: Callable[[], object]) -> None:
         raise SystemExit("the videos could not be made")
 
 
-def _mount(folder: Path) -> bool:
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True)
-    return made.returncode == 0
-
-
-def _make_read_only(folder: Path) -> bool:
-    """A view of the folder laid over it, which cannot be written to; not where a file in it is just being written."""
-    if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
-        return False
-    for _ in range(50):
-        if not subprocess.run(["mount", "-o", "remount,ro,bind", folder], capture_output=True).returncode:
-            return True
-        time.sleep(0.01)
-    subprocess.run(["umount", folder], check=True)
-    return False
-
-
 def _state(run: Path) -> dict[str, torch.Tensor]:
     checkpoint = Checkpoint(run / "checkpoints" / f"step-{STEPS}")
     return {name: checkpoint.tensor(name) for name in checkpoint.shapes}
@@ -391,24 +256,6 @@ def _state(run: Path) -> dict[str, torch.Tensor]:
 
 def _newest(run: Path) -> int:
     return max((step for step, _ in committed(run)), default=0)
-
-
-def _session(leader: int) -> dict[int, int]:
-    """Processes that a rank started, and theirs; each with its parent."""
-    found = {}
-    for path in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == leader and int(path.name) != leader and fields[0] != "Z":
-                found[int(path.name)] = int(fields[1])
-    return found
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
 
 
 def _tail(log: Path) -> str:
@@ -426,6 +273,8 @@ def main() -> int:
         "--only", nargs="+", choices=KINDS, metavar="KIND", default=KINDS, help="; ".join(KINDS)
     )
     options = parser.parse_args()
+    tqdm.set_lock(threading.RLock())  # else ranks share one with this process, and may die holding it
+    tqdm.monitor_interval = 0
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
     began = time.monotonic()

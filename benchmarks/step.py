@@ -34,7 +34,8 @@ from mofore.ema import update_teacher
 from mofore.engine import start_ranks
 from mofore.guard import Guard
 from mofore.pretraining import build_pretraining
-from mofore.train import build, empty_batch, update
+from mofore.resume import build, empty_batch
+from mofore.train import update
 from mofore.types import Batch
 
 Step = Callable[[], object]

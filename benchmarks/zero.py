@@ -12,7 +12,7 @@ import sys
 from mofore.config import PretrainConfig, compose
 from mofore.distributed import gather_objects, rank, world
 from mofore.engine import MOMENTS, start_ranks
-from mofore.train import build
+from mofore.resume import build
 
 SIZE = ("backbone=vit_tiny", "data.frames=4", "data.size=64", "data.targets=1", "global_batch=4")
 

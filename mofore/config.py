@@ -21,7 +21,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import configs
-from mofore.checkpoint import CheckpointConfig
+from mofore.commit import CheckpointConfig
 from mofore.data.dataset import DataConfig
 from mofore.ema import TeacherConfig
 from mofore.engine import EngineConfig

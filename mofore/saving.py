@@ -22,15 +22,7 @@ import fsspec
 import tenacity
 import torch
 
-from mofore.checkpoint import (
-    META,
-    CheckpointConfig,
-    commit,
-    committed,
-    prune,
-    share_of,
-    write_pieces,
-)
+from mofore.commit import META, CheckpointConfig, commit, committed, prune, share_of, write_pieces
 from mofore.distributed import gather_objects, rank
 from mofore.errors import UserError
 from mofore.types import Piece

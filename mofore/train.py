@@ -15,22 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mofore.checkpoint import Checkpoint, find_checkpoint, set_aside
+from mofore.checkpoint import Checkpoint
 from mofore.collapse import effective_rank, embedding_std
 from mofore.config import PretrainConfig, asdict_plain, compose
-from mofore.data.dataset import PretrainClips, usable_rows
-from mofore.data.loader import RankBatches, batches_of, build_loader, global_batch_keys
+from mofore.data.dataset import usable_rows
+from mofore.data.loader import global_batch_keys
 from mofore.data.manifest import Manifest, read_manifest
-from mofore.distributed import gather, gather_objects, mean, most, rank, world
+from mofore.distributed import gather, mean, most, rank, world
 from mofore.ema import update_teacher
 from mofore.engine import (
     Engine,
     backward_and_step,
-    build_engine,
-    fill_state,
     fingerprint,
     held_state,
-    make_moments,
     set_rate,
     start_ranks,
     state_shapes,
@@ -39,11 +36,10 @@ from mofore.errors import UserError
 from mofore.guard import BadSteps, Fate, Guard
 from mofore.heartbeat import LOST, Heartbeat, RankLost, agree
 from mofore.metrics import MetricsLog, Stopwatch
-from mofore.optim import build_optimizer, parameter_groups
 from mofore.preemption import StopRequest
-from mofore.pretraining import build_pretraining
+from mofore.resume import build, check_room, go_back, load_batches, resume_from
 from mofore.run import check_run, claim_run, hold_run
-from mofore.saving import Saver, check_space
+from mofore.saving import Saver
 from mofore.schedules import learning_rate, teacher_momentum
 from mofore.types import Batch, Losses
 from mofore.watchdog import Watchdog
@@ -94,19 +90,16 @@ def run_steps(
     watchdog = Watchdog(config.watch, manifest, config.data, rows, config.cut_batch(world())[0], device)
     meta = {"manifest_digest": manifest.digest, "config": asdict_plain(config), "world": world()}
     log = MetricsLog(run_dir, step, config.steps) if rank() == 0 else None
-    watch = Stopwatch()
+    watch, accumulation = Stopwatch(), engine.gradient_accumulation_steps()
     with Heartbeat(config.engine.timeout) as heart, StopRequest() as stop, _closing(log):
         while step < config.steps and not stopped_by:
             rate = learning_rate(step, config.steps, rates.warmup, rates.lr, rates.final_lr)
             momentum = teacher_momentum(step, config.steps, *config.teacher.ends)
             heart.at("waits for data")
-            micro_batches = [
-                to_device(watch.wait(batches), device) for _ in range(engine.gradient_accumulation_steps())
-            ]
+            micro_batches = [to_device(watch.wait(batches), device) for _ in range(accumulation)]
             heart.at(f"computes step {step + 1}")
             # Stochastic depth, the same after a resume: after the loader, whose start draws a number too.
             torch.manual_seed(hash_seed(config.seed, step, rank()))
-
             set_rate(engine, rate)
             losses, keys, norm = update(engine, micro_batches, guard)
             step += 1
@@ -119,20 +112,18 @@ def run_steps(
                 if log:
                     log.rewind(step)
                 continue
-
             if step % config.engine.compare_every == 0:
                 agree(step, same_everywhere(config, engine, losses, micro_batches, step, rows))
             health = watchdog.look(engine) if watchdog.due(step) else None
             gap = mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
             seconds, waited = watch.lap()
             if log:
-                seen = {f"held_{name}": value for name, value in health._asdict().items()} if health else {}
                 log.write(
                     step=step, loss=losses.total, forecast=losses.forecast, contrast=losses.contrast,
                     contrast_accuracy=losses.contrast_accuracy, lr=rate, momentum=momentum, grad_norm=norm,
                     samples_per_second=config.global_batch / seconds, data_wait=waited, gap_mean=gap,
                     effective_rank=effective_rank(keys[:RANK_ROWS]), embedding_std=embedding_std(keys),
-                    skipped=guard.skipped, **seen,
+                    skipped=guard.skipped, **(health.named() if health else {}),
                 )  # fmt: skip
             stopping, writing = most([stop.name is not None, saver.writing], device)
             if saver.open and not writing:
@@ -173,104 +164,6 @@ def update(engine: Engine, micro_batches: list[Batch], guard: Guard) -> tuple[Lo
     return total, keys, norm
 
 
-def load_batches(
-    config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
-) -> Iterator[Batch]:
-    """This rank's micro-batches from step `start` on; its workers begin when the first is asked for."""
-    micro_batch, _ = config.cut_batch(world())
-    keys = RankBatches(
-        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
-    )
-    clips = PretrainClips(manifest, config.data, rows, config.seed, config.tokens)
-    return batches_of(build_loader(clips, keys, config.workers, pin_memory=device.type == "cuda"))
-
-
-def build(config: PretrainConfig, newest: Checkpoint | None, device: torch.device) -> Engine:
-    """The engine in the state of the checkpoint, or with fresh weights."""
-    micro_batch, accumulation = config.cut_batch(world())
-    model = build_pretraining(config.model(), config.seed)
-    optimizer = build_optimizer(parameter_groups(model, config.optimizer.weight_decay), config.optimizer)
-    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, config.optimizer.clip)
-    if newest:
-        newest.check_fits(state_shapes(engine))
-    make_moments(engine, empty_batch(config, micro_batch, device))
-    if newest:
-        load_state(engine, newest)
-    return engine
-
-
-def load_state(engine: Engine, checkpoint: Checkpoint) -> None:
-    updates = checkpoint.step - checkpoint.meta["guard"]["skipped"]
-    fill_state(engine, checkpoint.read, updates)
-
-
-def resume_from(run_dir: Path, manifest: Manifest) -> Checkpoint | None:
-    """The checkpoint to go on from, those after it that are damaged named and set aside. UserError where it is of
-    another manifest.
-    """
-    newest, faults = find_checkpoint(run_dir)
-    if newest and newest.meta["manifest_digest"] != manifest.digest:
-        raise UserError(
-            f"{newest.folder} was trained on another manifest (digest {newest.meta['manifest_digest'][:12]}, "
-            f"now {manifest.digest[:12]}): give data.manifest of that run, or another run_dir."
-        )
-    if newest and faults and rank() == 0:
-        set_aside(run_dir, newest.step)
-        for fault in faults:
-            print(
-                f"mofore: {fault} Set aside; going on from step {newest.step}.", file=sys.stderr, flush=True
-            )
-    return newest
-
-
-def check_room(config: PretrainConfig, engine: Engine) -> None:
-    """UserError, on every rank, where the disk has no room for the run's checkpoints."""
-    fault = None
-    if rank() == 0:
-        try:
-            check_space(Path(config.run_dir), config.checkpoint, state_shapes(engine))
-        except UserError as full:
-            fault = str(full)
-    fault = gather_objects(fault)[0]
-    if fault:
-        raise UserError(fault)
-
-
-def go_back(
-    config: PretrainConfig, engine: Engine, saver: Saver, guard: Guard, bad_steps: BadSteps, step: int,
-    manifest: Manifest, rows: np.ndarray,
-) -> int:  # fmt: skip
-    """Back to the last checkpoint after too many skipped updates; returns its step. The samples are recorded.
-
-    Raises UserError where there is none, or the same steps failed before.
-    """
-    saver.wait()
-    first, recurs = step - guard.streak + 1, bad_steps.recurs(step - guard.streak + 1)
-
-    def samples(number: int) -> list[str]:
-        keys = global_batch_keys(number - 1, len(rows), config.global_batch, config.seed)
-        return [manifest[int(rows[position])].uri for _, position in keys]
-
-    bad_steps.record(first, step, guard.reason, samples)
-    newest, _ = find_checkpoint(Path(config.run_dir))
-    said = f"steps {first} to {step}: {guard.reason}"
-    if recurs or newest is None:
-        why = "again, with the same samples" if recurs else "and there is no checkpoint to go back to"
-        raise UserError(
-            f"{said}, {why}. Their videos: {bad_steps.path}. The last checkpoint stands. Lower optimizer.lr or "
-            "optimizer.clip, or look at these videos."
-        )
-    if rank() == 0:
-        print(
-            f"mofore: {said}; back to step {newest.step}. Their videos: {bad_steps.path}",
-            file=sys.stderr,
-            flush=True,
-        )
-    load_state(engine, newest)
-    guard.restore(newest.meta["guard"])
-    return newest.step
-
-
 def same_everywhere(
     config: PretrainConfig, engine: Engine, losses: Losses, micro_batches: list[Batch], step: int, rows: np.ndarray
 ) -> dict[str, object]:  # fmt: skip
@@ -302,22 +195,6 @@ def _closing(log: MetricsLog | None) -> contextlib.AbstractContextManager:
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
     return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-
-
-def empty_batch(config: PretrainConfig, videos: int, device: torch.device) -> Batch:
-    """Black clips of the run's shapes, for the empty update of a resume."""
-    data = config.data
-    clip = (3, data.frames, data.size, data.size)
-    return to_device(
-        Batch(
-            torch.zeros(videos, *clip, dtype=torch.uint8),
-            torch.zeros(videos, data.targets, *clip, dtype=torch.uint8),
-            torch.zeros(videos, data.targets),
-            torch.zeros(videos, dtype=torch.int64),
-            torch.zeros(videos, 0, dtype=torch.int64),
-        ),
-        device,
-    )
 
 
 def announce(manifest: Manifest, config: PretrainConfig, videos: int, short: int) -> None:

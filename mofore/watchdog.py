@@ -62,6 +62,10 @@ class Health(NamedTuple):
     std: float  # SimSiam's deviation a dimension, times sqrt(D)
     margin: float  # mean cosine of two views of a video minus that of views of two videos
 
+    def named(self) -> dict[str, float]:
+        """As metrics.jsonl has them."""
+        return {f"held_{name}": value for name, value in self._asdict().items()}
+
 
 class Watchdog:
     """Looks at the teacher; every rank holds its share of the clips."""

@@ -11,18 +11,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from mofore import checkpoint as module
-from mofore.checkpoint import (
-    Checkpoint,
-    CheckpointConfig,
-    commit,
-    find_checkpoint,
-    prune,
-    set_aside,
-    share_of,
-    teacher_weights,
-    write_pieces,
-)
+from mofore import commit as module
+from mofore.checkpoint import Checkpoint, find_checkpoint, set_aside, teacher_weights
+from mofore.commit import CheckpointConfig, commit, prune, share_of, write_pieces
 from mofore.data.manifest import VIDEO_COLUMNS, Row, read_manifest, write_manifest
 from mofore.errors import UserError
 from mofore.types import Piece

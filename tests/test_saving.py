@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from mofore import saving as module
-from mofore.checkpoint import Checkpoint, CheckpointConfig, find_checkpoint
+from mofore.checkpoint import Checkpoint, find_checkpoint
+from mofore.commit import CheckpointConfig
 from mofore.errors import UserError
 from mofore.saving import Saver, Upload, check_space
 from mofore.types import Piece

@@ -11,7 +11,7 @@ import torch
 
 from evaluation.console import table
 from evaluation.evaluate import evaluate
-from mofore.checkpoint import CheckpointConfig
+from mofore.commit import CheckpointConfig
 from mofore.config import EvaluateConfig, PretrainConfig, write_config
 from mofore.data.dataset import DataConfig, EvaluationClips
 from mofore.data.manifest import Row, read_manifest, write_manifest
