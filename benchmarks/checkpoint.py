@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,7 +20,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.memory import peak_of
+from benchmarks.processes import peak_of, told
 from mofore.checkpoint import find_checkpoint
 from mofore.commit import CheckpointConfig
 from mofore.config import PretrainConfig, compose
@@ -150,19 +149,7 @@ def main() -> int:
         saves(options.words, Path(folder), options.rounds)
         print("ranks  state MB  a rank's share  peak to write  peak to read   (a rank at ZeRO 3, MB)")
         for ranks in options.ranks:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={ranks}",
-            ]
-            words = ["-m", "benchmarks.checkpoint", "--share", "--folder", folder, *options.words]
-            done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(done.stderr, file=sys.stderr)
-                return 1
-            facts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+            facts = told("benchmarks.checkpoint", "--share", "--folder", folder, *options.words, ranks=ranks)
             share = facts["state"] / ranks
             print(f"{ranks:5}  {facts['state'] / 1e6:8.1f}  {share / 1e6:14.1f}  {facts['write'] / 1e6:13.1f}  "
                   f"{facts['read'] / 1e6:12.1f}")  # fmt: skip

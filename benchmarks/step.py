@@ -13,7 +13,6 @@ import copy
 import gc
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -28,7 +27,7 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from benchmarks.memory import peak_of
+from benchmarks.processes import peak_of, told
 from mofore.config import PretrainConfig, compose
 from mofore.ema import update_teacher
 from mofore.engine import start_ranks
@@ -204,15 +203,8 @@ def memory(name: str, options: argparse.Namespace) -> None:
     print(json.dumps({"bytes": peak.bytes}))
 
 
-def _memory(name: str, options: argparse.Namespace, words: list[str]) -> float:
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.step", "--memory", name, *words], capture_output=True, text=True, check=False
-    )  # fmt: skip
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return (
-        json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))["bytes"] / 2**20
-    )
+def _memory(name: str, words: list[str]) -> float:
+    return told("benchmarks.step", "--memory", name, *words)["bytes"] / 2**20
 
 
 def main() -> int:
@@ -264,12 +256,12 @@ def main() -> int:
         share = flops[name] / middle[name] / rate
         times = f"{vjepa / middle[name]:10.2f}" if vjepa else ""
         print(f"{name:38} {options.batch / middle[name]:9.2f}  {flops[name] / 1e12:5.2f}  {100 * share:10.0f}%"
-              f"  {_memory(name, options, words):7.0f}  {times}")  # fmt: skip
+              f"  {_memory(name, words):7.0f}  {times}")  # fmt: skip
     saved = whole.replace("all tokens", "all, checkpointing")
     print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
           f"agreement), for {whole!r}")  # fmt: skip
     print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer, passes take "
-          f"{_memory('passes of ' + whole, options, words) / _memory('passes of ' + saved, options, words):.1f} times less memory")  # fmt: skip
+          f"{_memory("passes of " + whole, words) / _memory("passes of " + saved, words):.1f} times less memory")  # fmt: skip
     return 0
 
 

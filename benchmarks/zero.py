@@ -6,9 +6,9 @@ and 1/W of them on each of W ranks from stage 1 on. Counted on the tensors that 
 
 import argparse
 import json
-import subprocess
 import sys
 
+from benchmarks.processes import told
 from mofore.config import PretrainConfig, compose
 from mofore.distributed import gather_objects, rank, world
 from mofore.engine import MOMENTS, start_ranks
@@ -55,19 +55,7 @@ def main() -> int:
     worst = 0.0
     for zero in range(4):
         for ranks in options.ranks:
-            command = [
-                sys.executable,
-                "-m",
-                "torch.distributed.run",
-                "--standalone",
-                f"--nproc_per_node={ranks}",
-            ]
-            words = ["-m", "benchmarks.zero", "--stage", str(zero), *options.words]
-            done = subprocess.run([*command, *words], capture_output=True, text=True, check=False)
-            if done.returncode:
-                print(done.stderr, file=sys.stderr)
-                return 1
-            facts = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
+            facts = told("benchmarks.zero", "--stage", str(zero), *options.words, ranks=ranks)
             theory = 8 * facts["trained"] / (ranks if zero else 1)
             worst = max(worst, abs(facts["most"] / theory - 1))
             print(f"{zero:5}  {ranks:5}  {facts['least'] / 1e6:10.2f} {facts['most'] / 1e6:10.2f}  {theory / 1e6:9.2f}"

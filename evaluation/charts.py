@@ -41,6 +41,11 @@ CURVES: dict[str, tuple[tuple[str, str, bool], ...]] = {
     "Gradient norm": (("grad_norm", "L2 norm before clipping", True),),
     "Effective rank": (("effective_rank", "RankMe of the embeddings of a step", False),),
     "Embedding deviation": (("embedding_std", "0 collapsed, about 1 spread", False),),
+    "Watch for collapse": (
+        ("held_rank", "effective rank of the held videos", False),
+        ("held_std", "their deviation", False),
+        ("held_margin", "stability margin", False),
+    ),
     "Schedules": (("lr", "learning rate", False), ("momentum", "teacher momentum", False)),
     "Throughput": (("samples_per_second", "samples/s", False),),
     "Waiting for data": (("data_wait", "share of a step's time", False),),

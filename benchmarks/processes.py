@@ -1,0 +1,40 @@
+"""Work in processes of its own: what they tell, and how much memory a piece of work takes there."""
+
+import contextlib
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+STATUS = Path("/proc/self/status")
+
+
+class Peak:
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def peak_of() -> Iterator[Peak]:
+    """Within, `bytes` counts what this process holds beyond what it held before; it is set at the end."""
+    peak = Peak()
+    before = _read("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
+    yield peak
+    peak.bytes = _read("VmHWM") - before
+
+
+def _read(name: str) -> int:
+    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def told(module: str, *words: str, ranks: int = 0) -> dict[str, Any]:
+    """The line of JSON that `python -m module words` prints; under torchrun where there are ranks."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    command = [sys.executable, *launcher, "-m", module, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))
