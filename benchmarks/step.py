@@ -260,8 +260,9 @@ def main() -> int:
     saved = whole.replace("all tokens", "all, checkpointing")
     print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
           f"agreement), for {whole!r}")  # fmt: skip
+    plain, less = (_memory(f"passes of {name}", words) for name in (whole, saved))
     print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer, passes take "
-          f"{_memory("passes of " + whole, words) / _memory("passes of " + saved, words):.1f} times less memory")  # fmt: skip
+          f"{plain / less:.1f} times less memory")  # fmt: skip
     return 0
 
 
