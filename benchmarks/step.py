@@ -36,6 +36,7 @@ from mofore.pretraining import build_pretraining
 from mofore.resume import build, empty_batch
 from mofore.train import update
 from mofore.types import Batch
+from mofore.watchdog import Watchdog
 
 Step = Callable[[], object]
 
@@ -88,6 +89,16 @@ def our_step(config: PretrainConfig) -> Step:
         update_teacher(engine.module.teacher, engine.module.student, 0.996)
 
     return step
+
+
+def look(config: PretrainConfig) -> Step:
+    """One look for collapse at the clips that it holds."""
+    engine = build(config, None, start_ranks(600))
+    clips = torch.randint(
+        0, 256, (config.watch.videos, 2, *noise(config).context.shape[1:]), dtype=torch.uint8
+    )
+    watchdog = Watchdog(config.watch, clips, config.global_batch)
+    return lambda: watchdog.look(engine)
 
 
 def our_passes(config: PretrainConfig) -> Step:
@@ -260,6 +271,12 @@ def main() -> int:
     saved = whole.replace("all tokens", "all, checkpointing")
     print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
           f"agreement), for {whole!r}")  # fmt: skip
+    step = look(config_of(options, options.words))
+    took_look, every = seconds(step), config_of(options, []).watch.every
+    share = took_look / (every * middle["ours, default recipe"])
+    print(
+        f"a look for collapse takes {took_look:.2f} s, every {every} steps: {100 * share:.2f}% of the default recipe"
+    )
     plain, less = (_memory(f"passes of {name}", words) for name in (whole, saved))
     print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer, passes take "
           f"{plain / less:.1f} times less memory")  # fmt: skip

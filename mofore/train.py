@@ -42,7 +42,7 @@ from mofore.run import check_run, claim_run, hold_run
 from mofore.saving import Saver
 from mofore.schedules import learning_rate, teacher_momentum
 from mofore.types import Batch, Losses
-from mofore.watchdog import Watchdog
+from mofore.watchdog import Watchdog, held_clips
 
 RANK_ROWS = 256  # embeddings that the logged effective rank is taken over, at most
 
@@ -87,7 +87,8 @@ def run_steps(
     step, stopped_by = newest.step if newest else 0, None  # updates tried since the run began
     saver = Saver(run_dir, config.checkpoint, state_shapes(engine))
     guard, bad_steps = Guard(config.guard, newest.meta["guard"] if newest else None), BadSteps(run_dir)
-    watchdog = Watchdog(config.watch, manifest, config.data, rows, config.cut_batch(world())[0], device)
+    held = held_clips(config.watch, manifest, config.data, rows) if config.watch.every else None
+    watchdog = Watchdog(config.watch, held, config.cut_batch(world())[0])
     meta = {"manifest_digest": manifest.digest, "config": asdict_plain(config), "world": world()}
     log = MetricsLog(run_dir, step, config.steps) if rank() == 0 else None
     watch, accumulation = Stopwatch(), engine.gradient_accumulation_steps()
@@ -212,7 +213,7 @@ def announce(manifest: Manifest, config: PretrainConfig, videos: int, short: int
 
 def main(overrides: list[str]) -> int:
     """Exit code 0: reached the last step; 2: a mistake to mend; 75 (EX_TEMPFAIL): stopped by a signal or for want
-    of a rank, the same command goes on.
+    of a rank, the same command goes on; 130: stopped at once by a second Ctrl-C.
     """
     try:
         config = compose(PretrainConfig, overrides)
@@ -220,6 +221,13 @@ def main(overrides: list[str]) -> int:
     except UserError as mistake:
         print(f"mofore: {mistake}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(
+            "mofore: stopped at once; the last checkpoint stands, the same command goes on.",
+            file=sys.stderr,
+            flush=True,
+        )
+        os._exit(130)
     except RankLost as reason:
         print(
             f"mofore: rank {rank()} stops: {reason}. The same command goes on.", file=sys.stderr, flush=True

@@ -67,19 +67,19 @@ class Health(NamedTuple):
         return {f"held_{name}": value for name, value in self._asdict().items()}
 
 
-class Watchdog:
-    """Looks at the teacher; every rank holds its share of the clips."""
+def held_clips(config: WatchConfig, manifest: Manifest, data: DataConfig, rows: np.ndarray) -> Tensor:
+    """This rank's share of the clips to look at, u8 [V, 2, 3, T, size, size]: always the same, evenly over the rows."""
+    videos = max(min(config.videos, len(rows)) // world(), 1) * world()  # equal shares
+    chosen = rows[np.linspace(0, len(rows) - 1, videos).astype(int)][rank() :: world()]
+    views = EvaluationClips(manifest, data, chosen, 2)
+    return torch.stack([views[i][0] for i in range(len(views))])
 
-    def __init__(
-        self, config: WatchConfig, manifest: Manifest, data: DataConfig, rows: np.ndarray, micro_batch: int, device: torch.device
-    ) -> None:  # fmt: skip
-        self.config, self.micro_batch, self.device, self.bad = config, micro_batch, device, 0
-        self.clips = torch.empty(0)
-        if config.every:
-            videos = min(config.videos, len(rows)) // world() * world()  # equal shares
-            chosen = rows[np.linspace(0, len(rows) - 1, max(videos, world())).astype(int)][rank() :: world()]
-            views = EvaluationClips(manifest, data, chosen, 2)
-            self.clips = torch.stack([views[i][0] for i in range(len(views))])
+
+class Watchdog:
+    """Looks at the teacher through clips that this rank holds, `at_once` of them at a time."""
+
+    def __init__(self, config: WatchConfig, clips: Tensor | None, at_once: int) -> None:
+        self.config, self.clips, self.at_once, self.bad = config, clips, at_once, 0
 
     def due(self, step: int) -> bool:
         return bool(self.config.every) and step % self.config.every == 0
@@ -87,11 +87,12 @@ class Watchdog:
     @torch.no_grad()
     def look(self, engine: Any) -> Health:
         """A collective where the engine's forward or the gathering is one."""
+        assert self.clips is not None
         keys = []
-        for clips in self.clips.split(self.micro_batch):
+        for clips in self.clips.split(self.at_once):
             none = torch.zeros(len(clips), clips.shape[1])
             batch = Batch(clips[:, 0], clips, none, none[:, 0].long(), none[:, :0].long())
-            keys.append(engine(Batch(*(part.to(self.device) for part in batch))).keys)
+            keys.append(engine(Batch(*(part.to(engine.device) for part in batch))).keys)
         embeddings = gather(torch.cat(keys))  # [videos, 2, D]
         return Health(
             float(effective_rank(embeddings.flatten(0, 1))),

@@ -19,7 +19,7 @@ COLLAPSING = ("loss.contrast=0", "teacher.momentum=0", "teacher.final_momentum=0
 
 
 def watchdog(**words) -> Watchdog:
-    return Watchdog(WatchConfig(every=0, **words), None, None, None, 1, torch.device("cpu"))
+    return Watchdog(WatchConfig(every=0, **words), None, 1)
 
 
 def test_an_alarm_needs_several_looks_in_a_row():
