@@ -31,7 +31,7 @@ import torch
 from tqdm import tqdm
 
 from benchmarks.torment import WITHIN, Rank, command, die_within, fill, make_read_only, mount, session
-from mofore.checkpoint import Checkpoint
+from mofore.checkpoint import Checkpoint, find_checkpoint
 from mofore.commit import META, committed
 from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
@@ -255,7 +255,9 @@ def _state(run: Path) -> dict[str, torch.Tensor]:
 
 
 def _newest(run: Path) -> int:
-    return max((step for step, _ in committed(run)), default=0)
+    """Step of the newest whole checkpoint: one that a fault before damaged does not count."""
+    newest, _ = find_checkpoint(run)
+    return newest.step if newest else 0
 
 
 def _tail(log: Path) -> str:
