@@ -2,7 +2,7 @@
 
     save      copy this rank's share of the state into a buffer (the step waits for this alone)
     behind    a thread writes the buffer to this rank's file, syncs and digests it
-    settle    once the ranks agree that all have written, rank 0 commits by one rename, and removes old ones
+    settle    once the ranks agree that all have written, rank 0 commits by one rename; a thread removes old ones
     upload    a thread of rank 0 copies what was committed to another place, and tries again where that fails
 
 A save that fails on one rank fails on all. Nothing committed is touched; the training goes on and tries again.
@@ -14,7 +14,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Saver:
         self.upload = Upload(config.upload, self.folder) if config.upload and rank() == 0 else None
         self.buffer = torch.empty(0)
         self.thread: threading.Thread | None = None
+        self.pruning: threading.Thread | None = None
         self.failures = 0  # saves that failed since the last that did not
         self.step = 0  # of the last save
         self.facts: dict[str, Any] = {}
@@ -102,7 +103,10 @@ class Saver:
                 final = self.folder / f"step-{self.step}"
                 commit(self.draft, final, {**self.meta, "files": files})
                 busy = self.upload.add(final) if self.upload else ()
-                prune(self.run_dir, self.config, keep=busy)
+                if self.pruning:
+                    self.pruning.join()
+                self.pruning = threading.Thread(target=self._prune, args=(busy,), daemon=True)
+                self.pruning.start()
             except OSError as reason:
                 faults = [str(reason)]
         faults = gather_objects(faults)[0]
@@ -135,8 +139,17 @@ class Saver:
                 f"the checkpoint of step {self.step} is not written, see above: free space or give access to "
                 f"{self.folder}; the same command goes on from the one before."
             )
+        if self.pruning:
+            self.pruning.join()
         if self.upload:
             self.upload.close()
+
+    def _prune(self, busy: Sequence[Path]) -> None:
+        """Behind the steps too: to remove a large file takes longer than to copy the state."""
+        try:
+            prune(self.run_dir, self.config, keep=busy)
+        except OSError as reason:
+            print(f"mofore: an old checkpoint could not be removed: {reason}.", file=sys.stderr, flush=True)
 
     def _write(self, pieces: list[Piece]) -> None:
         self.facts, self.fault = {}, None

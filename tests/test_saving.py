@@ -173,7 +173,6 @@ def test_a_run_that_cannot_write_its_last_checkpoint_says_so(tmp_path, manifest,
     """And goes on from the one before, to the same end."""
     from tests.small import SMALL
 
-    whole = run_small(tmp_path / "whole")
     run = tmp_path / "run"
     script = (
         "import resource, signal, sys; from mofore import saving; write = saving.write_pieces\n"
@@ -191,5 +190,6 @@ def test_a_run_that_cannot_write_its_last_checkpoint_says_so(tmp_path, manifest,
     assert "the checkpoint of step 4 is not written" in done.stderr
     assert folders(run) == ["step-2"]
     assert json.loads((run / "checkpoints" / "step-2" / "checkpoint.json").read_text())["step"] == 2
+    whole = run_small(tmp_path / "whole")
     run_small(run)
     assert differing(state(run, 4), state(whole, 4)) == []
