@@ -272,11 +272,10 @@ def main() -> int:
     print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
           f"agreement), for {whole!r}")  # fmt: skip
     step = look(config_of(options, options.words))
-    took_look, every = seconds(step), config_of(options, []).watch.every
-    share = took_look / (every * middle["ours, default recipe"])
-    print(
-        f"a look for collapse takes {took_look:.2f} s, every {every} steps: {100 * share:.2f}% of the default recipe"
-    )
+    took_look, plan = seconds(step), compose(PretrainConfig, ["data.manifest=none"])
+    whole_step = middle["ours, default recipe"] * plan.global_batch / options.batch
+    print(f"a look for collapse takes {took_look:.2f} s: {100 * took_look / (plan.watch.every * whole_step):.2f}% of the time, "
+          f"every {plan.watch.every} steps of {plan.global_batch} videos")  # fmt: skip
     plain, less = (_memory(f"passes of {name}", words) for name in (whole, saved))
     print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer, passes take "
           f"{plain / less:.1f} times less memory")  # fmt: skip
