@@ -92,6 +92,7 @@ def curves(steps: int) -> list[dict[str, float]]:
             "contrast_accuracy": 0.9 * (1 - np.exp(-3 * t)),
             "effective_rank": 8 + 60 * t,
             "embedding_std": 0.3 + 0.5 * t,
+            "skipped": 0,
         }
         line = {key: float(value * np.exp(rng.normal(0, 0.08))) for key, value in line.items()}
         line |= {
@@ -103,6 +104,8 @@ def curves(steps: int) -> list[dict[str, float]]:
             "data_wait": float(rng.uniform(0, 0.1)),
             "gap_mean": 0.8,
         }
+        if step % 20 == 0:  # the watch for collapse looks now and then
+            line |= {"held_rank": 5 + 9 * t, "held_std": 0.2 + 0.3 * t, "held_margin": 0.2 * t}
         lines.append({"step": step} | line)
     return lines
 
