@@ -9,17 +9,13 @@ clips are noise: what is measured is time.
 """
 
 import argparse
-import copy
 import gc
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch.utils.flop_counter import (
     FlopCounterMode,
     register_flop_formula,
@@ -27,18 +23,11 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
+from benchmarks.contenders import OTHERS, OURS, Step, build_step, config_of, look
 from benchmarks.processes import peak_of, told
 from mofore.config import PretrainConfig, compose
-from mofore.ema import update_teacher
-from mofore.engine import start_ranks
-from mofore.guard import Guard
-from mofore.pretraining import build_pretraining
-from mofore.resume import build, empty_batch
-from mofore.train import update
-from mofore.types import Batch
-from mofore.watchdog import Watchdog
 
-Step = Callable[[], object]
+SIDE = 1536  # of the matrices whose product gives the machine's rate
 
 
 # torch's counter knows attention on a GPU, and not on a CPU
@@ -50,152 +39,6 @@ def _attention(query, key, value, *_, out_shape=None, **__) -> int:
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward)
 def _attention_backward(grad, query, key, value, *_, out_shape=None, **__) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
-
-
-SIDE = 1536  # of the matrices whose product gives the machine's rate
-CHECKPOINTING = ["backbone.checkpoint_every=1"]
-OURS: dict[str, list[str]] = {
-    "ours, default recipe": [],
-    "ours, one target, all tokens": ["data.targets=1", "data.keep=1"],
-    "ours, one target, all, checkpointing": ["data.targets=1", "data.keep=1", *CHECKPOINTING],
-    "ours, one target, a quarter": ["data.targets=1", "data.keep=0.25"],
-}
-OTHERS = ("V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% masked")
-
-
-def config_of(options: argparse.Namespace, words: list[str]) -> PretrainConfig:
-    fixed = [f"backbone={options.backbone}", f"data.frames={options.frames}", f"data.size={options.size}"]
-    return compose(PretrainConfig, [*fixed, f"global_batch={options.batch}", "data.manifest=none", *words])
-
-
-def noise(config: PretrainConfig) -> Batch:
-    """A batch of the run's shapes: noise, gaps of half a second, and the tokens that are kept."""
-    batch = empty_batch(config, config.global_batch, torch.device("cpu"))
-    clips = [torch.randint_like(part, 0, 256) for part in batch[:2]]
-    kept = batch.kept
-    if config.data.keep < 1:
-        orders = torch.stack([torch.randperm(config.tokens) for _ in range(config.global_batch)])
-        kept = orders[:, : round(config.data.keep * config.tokens)].sort(dim=1).values
-    return Batch(clips[0], clips[1], batch.gaps + 0.5, batch.rows, kept)
-
-
-def our_step(config: PretrainConfig) -> Step:
-    """The whole step as the loop makes it, through DeepSpeed: teacher, student, forecaster, update, EMA."""
-    engine, batch, guard = build(config, None, start_ranks(600)), noise(config), Guard(config.guard)
-
-    def step() -> None:
-        losses, _, norm = update(engine, [batch], guard)
-        guard.note(float(losses.total), norm)
-        update_teacher(engine.module.teacher, engine.module.student, 0.996)
-
-    return step
-
-
-def look(config: PretrainConfig) -> Step:
-    """One look for collapse at the clips that it holds."""
-    engine = build(config, None, start_ranks(600))
-    clips = torch.randint(
-        0, 256, (config.watch.videos, 2, *noise(config).context.shape[1:]), dtype=torch.uint8
-    )
-    watchdog = Watchdog(config.watch, clips, config.global_batch)
-    return lambda: watchdog.look(engine)
-
-
-def our_passes(config: PretrainConfig) -> Step:
-    """Forward and backward alone, of the bare module; gradients are made once, as a run's are."""
-    model, batch = build_pretraining(config.model(), 0), noise(config)
-    for parameter in model.parameters():
-        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
-
-    def step() -> None:
-        targets = model(batch)
-        model(batch, targets, targets.keys.flatten(0, 1)).total.backward()
-
-    return step
-
-
-def vjepa_step(options: argparse.Namespace) -> Step:
-    """Assran et al. 2025: a context of tokens forecasts the others as an EMA encoder sees them (L1).
-
-    The published predictor (12 blocks, 384 wide). The package's encoder sees all tokens and the predictor the
-    context's; an eighth short of all are targets, as its multi-block masks leave.
-    """
-    from transformers import VJEPA2Config, VJEPA2Model
-
-    shape = _backbone(options)
-    config = VJEPA2Config(
-        crop_size=options.size, frames_per_clip=options.frames, hidden_size=shape.embed_dim, num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads,
-    )  # fmt: skip
-    model = VJEPA2Model(config)
-    teacher = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
-    tokens = options.frames // 2 * (options.size // 16) ** 2
-    order = torch.randperm(tokens).expand(options.batch, -1)
-    context, target = order[:, : tokens // 8].sort().values, order[:, tokens // 8 :].sort().values
-
-    def step() -> None:
-        with torch.no_grad():
-            seen = F.layer_norm(teacher(clips).last_hidden_state, (shape.embed_dim,))
-            wanted = seen.gather(1, target[..., None].expand(-1, -1, seen.shape[-1]))
-        out = model(clips, context_mask=[context], target_mask=[target]).predictor_output.last_hidden_state
-        F.l1_loss(out, wanted).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        update_teacher(teacher, model.encoder, 0.996)
-
-    return step
-
-
-def videomae_step(options: argparse.Namespace) -> Step:
-    """Tong et al. 2022: 90% of the tubes are masked and their pixels reconstructed."""
-    from transformers import VideoMAEConfig, VideoMAEForPreTraining
-
-    shape = _backbone(options)
-    config = VideoMAEConfig(
-        image_size=options.size, num_frames=options.frames, hidden_size=shape.embed_dim, num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads, intermediate_size=4 * shape.embed_dim, decoder_hidden_size=shape.embed_dim // 2,
-        decoder_num_attention_heads=max(1, shape.heads // 2), decoder_intermediate_size=2 * shape.embed_dim,
-    )  # fmt: skip
-    model = VideoMAEForPreTraining(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
-    places = (options.size // 16) ** 2
-    tube = torch.randperm(places) < round(0.9 * places)
-    masked = tube.repeat(options.frames // 2).expand(options.batch, -1)
-
-    def step() -> None:
-        model(clips, bool_masked_pos=masked).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
-
-
-class _Shape:
-    embed_dim: int
-    depth: int
-    heads: int
-
-
-def _backbone(options: argparse.Namespace) -> _Shape:
-    student = build_pretraining(config_of(options, []).model(), 0).student
-    shape = _Shape()
-    blocks: Any = student.blocks
-    shape.embed_dim, shape.depth, shape.heads = student.dim, len(blocks), blocks[0].attn.num_heads
-    return shape
-
-
-def build_step(name: str, options: argparse.Namespace) -> Step:
-    torch.manual_seed(0)
-    if name in OURS:
-        return our_step(config_of(options, [*OURS[name], *options.words]))
-    if name.startswith("passes"):
-        return our_passes(config_of(options, [*OURS[name.removeprefix("passes of ")], *options.words]))
-    return vjepa_step(options) if name.startswith("V-JEPA") else videomae_step(options)
 
 
 def seconds(step: Step) -> float:

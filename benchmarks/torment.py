@@ -88,8 +88,8 @@ def die_within(place: str, nth: int) -> None:
         mofore.commit.SLAB = 4096
 
         class Digest:
-            def __init__(self) -> None:
-                self.real = real()
+            def __init__(self, data: bytes = b"") -> None:
+                self.real = real(data)
                 self.update = lambda part: dying_update(self.real.update, part)
                 self.hexdigest = self.real.hexdigest
 

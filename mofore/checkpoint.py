@@ -1,7 +1,7 @@
 """checkpoints/step-N: the whole state of a run by parameter name, readable at any world size and ZeRO stage.
 
     find     the newest committed folder whose digests hold, every rank reading its share of the bytes
-    read     any run of any tensor, so that a rank loads what it holds and no more
+    read     any run of any tensor, so that a rank loads what it holds
 
 Weights, moments and teacher are fp32; all else of a run is a function of the step. Nothing is unpickled.
 """
@@ -19,7 +19,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from mofore.commit import FORMAT, META, committed, digest_of
-from mofore.distributed import gather_objects, rank, world
+from mofore.distributed import from_rank_0, gather_objects, rank, world
 from mofore.errors import UserError
 
 
@@ -53,19 +53,17 @@ class Checkpoint:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """The run start..stop of the flattened tensor, f32 [stop - start]; no more than that is read."""
-        stop = math.prod(self.shapes[name]) if stop is None else stop
+        """The run start..stop of the flattened tensor, f32 [stop - start]. No more is read, but for a tensor that one
+        rank wrote whole.
+        """
+        size = math.prod(self.shapes[name])
+        stop = size if stop is None else stop
         values = torch.empty(stop - start)
         for first, last, file, key in self.runs[name]:
             low, high = max(start, first), min(stop, last)
             if low < high:
-                whole = first == 0 and last == math.prod(self.shapes[name])
-                part = (
-                    file.get_tensor(key).view(-1)[low:high]
-                    if whole
-                    else file.get_slice(key)[low - first : high - first]
-                )
-                values[low - start : high - start] = part
+                run = file.get_tensor(key).view(-1) if last - first == size else file.get_slice(key)
+                values[low - start : high - start] = run[low - first : high - first]
         return values
 
     def tensor(self, name: str) -> Tensor:
@@ -97,8 +95,7 @@ def find_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     UserError where there are checkpoints and none is whole, or the newest whole one has another format.
     """
     faults: list[str] = []
-    (folders, *_) = gather_objects(committed(run_dir))
-    for _, folder in reversed(folders):
+    for _, folder in reversed(from_rank_0(committed(run_dir))):
         found = [fault for fault in gather_objects(_fault(folder)) if fault]
         if not found:
             return Checkpoint(folder), faults
@@ -127,19 +124,18 @@ def _fault(folder: Path) -> str | None:
     """What is wrong with a checkpoint, as far as this rank's share of its files shows."""
     try:
         meta = json.loads((folder / META).read_text())
-        if meta["format"] != FORMAT:  # a matter of versions, not of damage
-            raise UserError(
-                f"{folder} has checkpoint format {meta['format']}, this MoFore reads {FORMAT}: go on with the "
-                "version that wrote it, or choose another run_dir."
-            )
-        if meta["digest"] != digest_of(meta):
-            return f"{folder / META} is damaged: its digest differs."
+        version, whole = meta["format"], meta["digest"] == digest_of(meta)
     except FileNotFoundError:
         return f"{folder / META} is missing."
-    except UserError:
-        raise
     except (OSError, ValueError, KeyError, TypeError) as reason:
         return f"{folder / META} is damaged: {type(reason).__name__} {reason}."
+    if version != FORMAT:  # a matter of versions, not of damage
+        raise UserError(
+            f"{folder} has checkpoint format {version}, this MoFore reads {FORMAT}: go on with the "
+            "version that wrote it, or choose another run_dir."
+        )
+    if not whole:
+        return f"{folder / META} is damaged: its digest differs."
     for name, facts in sorted(meta["files"].items())[rank() :: world()]:
         path = folder / name
         if not path.is_file():

@@ -1,5 +1,7 @@
 """Ranks: who am I, what do the others hold. Every function here is a collective where there are several."""
 
+import os
+import time
 from typing import TypeVar
 
 import torch
@@ -42,6 +44,16 @@ def gather_objects(own: T) -> list[T]:
     parts: list = [None] * world()
     dist.all_gather_object(parts, own)
     return parts
+
+
+def from_rank_0(own: T) -> T:
+    """What rank 0 has, on every rank: a small plain object."""
+    return gather_objects(own)[0]
+
+
+def run_token() -> str:
+    """A word that no other start of any run has, the same on every rank."""
+    return from_rank_0(f"{os.getpid()}-{time.time_ns():x}")
 
 
 def gather(tensor: Tensor) -> Tensor:

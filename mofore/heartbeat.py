@@ -17,7 +17,7 @@ from types import TracebackType
 
 import torch.distributed as dist
 
-from mofore.distributed import gather_objects, rank, world
+from mofore.distributed import gather_objects, rank, run_token, world
 from mofore.errors import UserError
 
 LOST = 75  # EX_TEMPFAIL: nothing is wrong with the run, the same command goes on
@@ -50,8 +50,7 @@ class Heartbeat:
             # A connection of its own: that of the process group is busy while a rank waits.
             self.place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = dist.TCPStore(*self.place, is_master=False, timeout=timedelta(seconds=self.timeout))
-            run = gather_objects(f"{os.getpid()}-{time.time_ns():x}")[0]
-            self.store = dist.PrefixStore(f"mofore-beats-{run}", store)
+            self.store = dist.PrefixStore(f"mofore-beats-{run_token()}", store)
             self._tell()
             dist.barrier()
             threading.Thread(target=self._talk, daemon=True).start()
@@ -65,9 +64,8 @@ class Heartbeat:
         self.leaving = True
         if world() > 1 and isinstance(error, RuntimeError) and _is_of_ranks(error):
             self.patience, end = 2.5 * self.period, time.monotonic() + 4 * self.period
-            while (
-                self.verdict is None and time.monotonic() < end
-            ):  # those that live still tell so: who does not?
+            # those that live still tell so: who does not?
+            while self.verdict is None and time.monotonic() < end:
                 time.sleep(self.period / 10)
             self.ended.set()
             raise RankLost(

@@ -15,7 +15,7 @@ from mofore.config import PretrainConfig
 from mofore.data.dataset import PretrainClips
 from mofore.data.loader import RankBatches, batches_of, build_loader, global_batch_keys
 from mofore.data.manifest import Manifest
-from mofore.distributed import gather_objects, rank, world
+from mofore.distributed import from_rank_0, rank, world
 from mofore.engine import Engine, build_engine, fill_state, make_moments, state_shapes
 from mofore.errors import UserError
 from mofore.guard import BadSteps, Guard
@@ -52,19 +52,24 @@ def check_room(config: PretrainConfig, engine: Engine) -> None:
             check_space(Path(config.run_dir), config.checkpoint, state_shapes(engine))
         except UserError as full:
             fault = str(full)
-    fault = gather_objects(fault)[0]
+    fault = from_rank_0(fault)
     if fault:
         raise UserError(fault)
+
+
+def rank_batches(config: PretrainConfig, videos: int, start: int) -> RankBatches:
+    """Which samples this rank takes from step `start` on. UserError where the batch does not divide or is too large."""
+    micro_batch, _ = config.cut_batch(world())
+    return RankBatches(
+        videos, config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
+    )
 
 
 def load_batches(
     config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
 ) -> Iterator[Batch]:
     """This rank's micro-batches from step `start` on; its workers begin when the first is asked for."""
-    micro_batch, _ = config.cut_batch(world())
-    keys = RankBatches(
-        len(rows), config.global_batch, micro_batch, config.seed, start, config.steps, rank(), world()
-    )
+    keys = rank_batches(config, len(rows), start)
     clips = PretrainClips(manifest, config.data, rows, config.seed, config.tokens)
     return batches_of(build_loader(clips, keys, config.workers, pin_memory=device.type == "cuda"))
 

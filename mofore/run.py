@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 from mofore.checkpoint import Checkpoint, find_checkpoint, teacher_weights
 from mofore.config import PretrainConfig, asdict_plain, flatten, read_config, write_config
 from mofore.data.manifest import replacing
-from mofore.distributed import gather_objects, rank
+from mofore.distributed import from_rank_0, rank
 from mofore.errors import UserError
 from mofore.export import write_encoder
 from mofore.models.encoder import VideoEncoder
@@ -92,7 +92,7 @@ def hold_run(run_dir: Path) -> Iterator[None]:
                 f"mofore: {run_dir} cannot be locked ({reason}): see that only one run writes to it.",
                 file=sys.stderr,
             )
-    fault = gather_objects(fault)[0]
+    fault = from_rank_0(fault)
     if fault:
         raise UserError(fault)
     if rank() == 0:

@@ -9,11 +9,9 @@ A save that fails on one rank fails on all. Nothing committed is touched; the tr
 """
 
 import json
-import os
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import tenacity
 import torch
 
 from mofore.commit import META, CheckpointConfig, commit, committed, prune, share_of, write_pieces
-from mofore.distributed import gather_objects, rank
+from mofore.distributed import from_rank_0, gather_objects, rank, run_token
 from mofore.errors import UserError
 from mofore.types import Piece
 
@@ -36,9 +34,7 @@ class Saver:
     def __init__(self, run_dir: Path, config: CheckpointConfig, shapes: dict[str, list[int]]) -> None:
         self.run_dir, self.config, self.shapes = run_dir, config, shapes
         self.folder = run_dir / "checkpoints"
-        self.token = gather_objects(f"{os.getpid()}-{time.time_ns():x}")[
-            0
-        ]  # no file of an earlier try is met
+        self.token = run_token()  # so that no file of an earlier start is met
         self.upload = Upload(config.upload, self.folder) if config.upload and rank() == 0 else None
         self.buffer = torch.empty(0)
         self.thread: threading.Thread | None = None
@@ -109,7 +105,7 @@ class Saver:
                 self.pruning.start()
             except OSError as reason:
                 faults = [str(reason)]
-        faults = gather_objects(faults)[0]
+        faults = from_rank_0(faults)
         if not faults:
             self.failures = 0
             return True

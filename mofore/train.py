@@ -7,9 +7,8 @@ import contextlib
 import hashlib
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +36,7 @@ from mofore.guard import BadSteps, Fate, Guard
 from mofore.heartbeat import LOST, Heartbeat, RankLost, agree
 from mofore.metrics import MetricsLog, Stopwatch
 from mofore.preemption import StopRequest
-from mofore.resume import build, check_room, go_back, load_batches, resume_from
+from mofore.resume import build, check_room, go_back, load_batches, rank_batches, resume_from
 from mofore.run import check_run, claim_run, hold_run
 from mofore.saving import Saver
 from mofore.schedules import learning_rate, teacher_momentum
@@ -61,30 +60,26 @@ def train(config: PretrainConfig) -> Outcome:
     rows, short = usable_rows(manifest, config.data, clips=2)
     device = start_ranks(config.engine.timeout)
     check_run(config, run_dir)
-    batches = load_batches(
-        config, manifest, rows, 0, device
-    )  # what does not divide is told before anything is made
+    rank_batches(config, len(rows), 0)  # what does not divide is told before anything is made
     with hold_run(run_dir):
         newest = resume_from(run_dir, manifest)
         if newest and newest.step >= config.steps:
             return Outcome(newest.step, None)
-        if newest:
-            batches = load_batches(config, manifest, rows, newest.step, device)
         engine = build(config, newest, device)
         check_room(config, engine)
         if rank() == 0:
             claim_run(config, run_dir, manifest.digest, world())
             announce(manifest, config, len(rows), short)
-        return run_steps(config, engine, manifest, rows, batches, newest)
+        return run_steps(config, engine, manifest, rows, newest)
 
 
 def run_steps(
-    config: PretrainConfig, engine: Engine, manifest: Manifest, rows: np.ndarray, batches: Iterator[Batch],
-    newest: Checkpoint | None,
+    config: PretrainConfig, engine: Engine, manifest: Manifest, rows: np.ndarray, newest: Checkpoint | None
 ) -> Outcome:  # fmt: skip
     """The loop. Every number in it but weights and moments is a function of the step."""
     run_dir, device, rates = Path(config.run_dir), engine.device, config.optimizer
     step, stopped_by = newest.step if newest else 0, None  # updates tried since the run began
+    batches = load_batches(config, manifest, rows, step, device)
     saver = Saver(run_dir, config.checkpoint, state_shapes(engine))
     guard, bad_steps = Guard(config.guard, newest.meta["guard"] if newest else None), BadSteps(run_dir)
     held = held_clips(config.watch, manifest, config.data, rows) if config.watch.every else None
@@ -139,7 +134,8 @@ def run_steps(
                 saver.wait()
                 watchdog.act(alarm, run_dir, step)
         heart.at(f"writes step {step}")
-        saver.close()
+        saver.wait()
+    saver.close()  # no longer watched: a copy to another place may take its time, and other ranks have none to make
     return Outcome(step, stopped_by)
 
 
@@ -173,13 +169,12 @@ def same_everywhere(
     expected = rows[[position for _, position in keys]]
     share = len(expected) // world()
     seen = torch.cat([batch.rows for batch in micro_batches]).tolist()
-    facts: dict[str, Any] = {
+    return {
         "loss": float(losses.total),
         "samples": hashlib.sha256(expected.tobytes()).hexdigest()[:12],
         "samples as drawn": seen == expected[rank() * share : (rank() + 1) * share].tolist(),
         "weights": fingerprint(engine, step // config.engine.compare_every),
     }
-    return facts
 
 
 def hash_seed(*parts: int) -> int:

@@ -43,9 +43,7 @@ class WatchConfig:
     min_std: float = 0.02  # deviation a dimension, times sqrt(D): 1 is isotropic
     patience: int = 3
     action: Action = Action.warn
-    command: str | None = (
-        None  # run by the shell at an alarm, with MOFORE_RUN, MOFORE_STEP and MOFORE_ALARM set
-    )
+    command: str | None = None  # for the shell, at an alarm; MOFORE_RUN, _STEP and _ALARM tell it which
 
     def __post_init__(self) -> None:
         if min(self.every, self.min_rank, self.min_std) < 0 or self.videos < 2 or self.patience < 1:
@@ -119,9 +117,7 @@ class Watchdog:
             if self.config.command:
                 facts = {"MOFORE_RUN": str(run_dir), "MOFORE_STEP": str(step), "MOFORE_ALARM": alarm}
                 run = {"args": self.config.command, "shell": True, "check": False, "env": os.environ | facts}
-                threading.Thread(
-                    target=subprocess.run, kwargs=run
-                ).start()  # the training does not wait for it
+                threading.Thread(target=subprocess.run, kwargs=run).start()  # nothing waits for it
         if self.config.action is Action.stop:
             raise UserError(
                 f"stopped at step {step}: {alarm} The last checkpoint stands (watch.action=stop)."

@@ -1,10 +1,11 @@
 """Starts several gloo ranks on this machine, as a user would: torchrun."""
 
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
+
+from mofore.engine import free_port
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -22,13 +23,10 @@ def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> 
 
 def start_tasks(world: int, log: Path, module: str, *arguments: str) -> list[subprocess.Popen]:
     """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's sake."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     common = {
         "TASKS_OF": str(log),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(world),
         "OMP_NUM_THREADS": "1",
     }

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_a_spike_is_judged_by_the_last_losses():
     assert Guard(GuardConfig(), guard.state).allows(1e9)  # off by default
 
 
-def break_steps(monkeypatch, broken: dict[int, int], zero: int) -> list[int]:
+def break_steps(monkeypatch, broken: dict[int, float]) -> list[int]:
     """Make the loss of the n-th call of `backward_and_step` not finite, as a fault of the hardware would; the calls
     that were broken.
     """
@@ -59,7 +60,7 @@ def break_steps(monkeypatch, broken: dict[int, int], zero: int) -> list[int]:
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_bad_update_is_skipped_and_counted(tmp_path, run_small, monkeypatch, zero):
     words = [f"engine.zero={zero}", "checkpoint.every=1", "checkpoint.keep_last=9"]
-    done = break_steps(monkeypatch, {2: math.nan}, zero)
+    done = break_steps(monkeypatch, {2: math.nan})
     run = run_small(tmp_path / "run", *words)
     assert done == [2]
     assert differing(state(run, 1), state(run, 3)) != []
@@ -69,8 +70,6 @@ def test_a_bad_update_is_skipped_and_counted(tmp_path, run_small, monkeypatch, z
     assert all(tensor.isfinite().all() for tensor in state(run, 4).values())
     monkeypatch.undo()
     # the count of updates that corrects the moments' bias is saved: going on from step 3 is the same run
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step-4")
@@ -88,7 +87,7 @@ def test_a_skipped_update_changes_nothing(tmp_path, run_small, monkeypatch, zero
         "checkpoint.keep_last=9",
         "guard.skips=5",
     ]
-    break_steps(monkeypatch, {3: math.inf}, zero)
+    break_steps(monkeypatch, {3: math.inf})
     run = run_small(tmp_path / "run", *words)
     assert differing(state(run, 3), state(run, 2)) == []
 
@@ -97,7 +96,7 @@ def test_a_skipped_update_changes_nothing(tmp_path, run_small, monkeypatch, zero
 def test_a_fault_that_is_gone_leaves_no_trace(tmp_path, run_small, monkeypatch, capfd, zero):
     words = [f"engine.zero={zero}", "steps=6", "guard.skips=2", "workers=1"]
     whole = run_small(tmp_path / "whole", *words)
-    break_steps(monkeypatch, {4: math.nan, 5: math.nan}, zero)
+    break_steps(monkeypatch, {4: math.nan, 5: math.nan})
     run = run_small(tmp_path / "run", *words)
     assert "steps 4 to 5: the loss or its gradient is not finite" in (said := capfd.readouterr().err)
     assert "back to step 2" in said

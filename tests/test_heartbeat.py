@@ -1,6 +1,7 @@
 """heartbeat: a dead or stopped rank ends the others in time, with its number; ranks that drift apart are named."""
 
 import contextlib
+import json
 import signal
 import time
 from pathlib import Path
@@ -92,8 +93,6 @@ def test_other_errors_pass_through():
 
 
 def drifted(monkeypatch, *facts: dict) -> str:
-    import json
-
     monkeypatch.setattr(
         module, "gather_objects", lambda _: [json.dumps({"step": 20, **one}) for one in facts]
     )

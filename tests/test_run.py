@@ -5,9 +5,11 @@ import os
 import signal
 import subprocess
 import sys
+from collections import namedtuple
 
 import pytest
 
+from mofore import saving
 from mofore.errors import UserError
 from mofore.run import hold_run
 from tests.small import SMALL
@@ -49,10 +51,6 @@ def test_a_killed_run_leaves_no_lock_behind(tmp_path, manifest):
 
 
 def test_no_room_is_told_before_training(tmp_path, run_small, monkeypatch):
-    from collections import namedtuple
-
-    from mofore import saving
-
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(saving.shutil, "disk_usage", lambda _: usage(10**6, 10**6, 10**5))
     with pytest.raises(UserError, match=r"a checkpoint takes 1\.\d MB.* 0\.1 MB are free"):

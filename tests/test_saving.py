@@ -20,7 +20,7 @@ from mofore.commit import CheckpointConfig
 from mofore.errors import UserError
 from mofore.saving import Saver, Upload, check_space
 from mofore.types import Piece
-from tests.small import differing, state
+from tests.small import SMALL, differing, state
 
 SHAPES = {"weights/student.a": [1000, 10]}
 
@@ -171,8 +171,6 @@ def test_a_copy_is_tried_again_and_its_failure_harms_nothing(tmp_path, saver, mo
 
 def test_a_run_that_cannot_write_its_last_checkpoint_says_so(tmp_path, manifest, run_small):
     """And goes on from the one before, to the same end."""
-    from tests.small import SMALL
-
     run = tmp_path / "run"
     script = (
         "import resource, signal, sys; from mofore import saving; write = saving.write_pieces\n"

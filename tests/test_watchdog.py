@@ -9,6 +9,7 @@ import torch
 
 from mofore.errors import UserError
 from mofore.watchdog import Action, Health, WatchConfig, Watchdog, _margin
+from tests.small import differing, state
 
 SICK, WELL = Health(1.1, 0.01, 0.0), Health(9.0, 0.3, 0.1)
 LONGER = (
@@ -87,8 +88,6 @@ def test_a_healthy_run_passes(tmp_path, run_small, capfd):
 
 
 def test_looking_changes_nothing(tmp_path, run_small):
-    from tests.small import differing, state
-
     seen, unseen = (
         run_small(tmp_path / "seen", "watch.every=1"),
         run_small(tmp_path / "unseen", "watch.every=0"),
