@@ -16,10 +16,11 @@ import torch
 
 from benchmarks.torment import WITHIN, Rank, command, die_within, fill, make_read_only, mount, session
 from mofore.checkpoint import Checkpoint, find_checkpoint
-from mofore.commit import META, committed
+from mofore.commit import META
 from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
 from mofore.engine import free_port
+from mofore.listing import committed
 
 STEPS, EVERY, TIMEOUT = 24, 3, 5
 RECIPE = (

@@ -22,9 +22,10 @@ Step = Callable[[], object]
 CHECKPOINTING = ["backbone.checkpoint_every=1"]
 OURS: dict[str, list[str]] = {
     "ours, default recipe": [],
-    "ours, one target, all tokens": ["data.targets=1", "data.keep=1"],
-    "ours, one target, all, checkpointing": ["data.targets=1", "data.keep=1", *CHECKPOINTING],
-    "ours, one target, a quarter": ["data.targets=1", "data.keep=0.25"],
+    "ours, all tokens": ["data.targets=1", "data.keep=1"],
+    "ours, all tokens, checkpointing": ["data.targets=1", "data.keep=1", *CHECKPOINTING],
+    "ours, a quarter of the tokens": ["data.targets=1", "data.keep=0.25"],
+    "ours, all tokens, two targets": ["data.targets=2", "data.keep=1"],
 }
 OTHERS = ("V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% masked")
 
@@ -67,15 +68,20 @@ def look(config: PretrainConfig) -> Step:
     return lambda: watchdog.look(engine)
 
 
-def our_passes(config: PretrainConfig) -> Step:
-    """Forward and backward alone, of the bare module; gradients are made once, as a run's are."""
+def our_passes(config: PretrainConfig, backward: bool = True) -> Step:
+    """Forward and backward alone, of the bare module; gradients are made once, as a run's are. The step returns the
+    loss, which without a backward keeps every activation that one would need.
+    """
     model, batch = build_pretraining(config.model(), 0), noise(config)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
-    def step() -> None:
+    def step() -> torch.Tensor:
         targets = model(batch)
-        model(batch, targets, targets.keys.flatten(0, 1)).total.backward()
+        loss = model(batch, targets, targets.keys.flatten(0, 1)).total
+        if backward:
+            loss.backward()
+        return loss
 
     return step
 
@@ -157,6 +163,7 @@ def build_step(name: str, options: argparse.Namespace) -> Step:
     torch.manual_seed(0)
     if name in OURS:
         return our_step(config_of(options, [*OURS[name], *options.words]))
-    if name.startswith("passes"):
-        return our_passes(config_of(options, [*OURS[name.removeprefix("passes of ")], *options.words]))
+    if name.startswith(("passes of ", "forward of ")):
+        part, _, ours = name.partition(" of ")
+        return our_passes(config_of(options, [*OURS[ours], *options.words]), backward=part == "passes")
     return vjepa_step(options) if name.startswith("V-JEPA") else videomae_step(options)

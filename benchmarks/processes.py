@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import gc
 import json
 import os
 import subprocess
@@ -15,12 +16,13 @@ STATUS = Path("/proc/self/status")
 
 
 class Peak:
-    bytes: int = 0
+    bytes: int = 0  # at most, while within
+    kept: int = 0  # at the end
 
 
 @contextlib.contextmanager
 def peak_of() -> Iterator[Peak]:
-    """Within, `bytes` counts what this process holds beyond what it held before; it is set at the end."""
+    """Counts what this process holds beyond what it held before; set at the end."""
     peak = Peak()
     ctypes.CDLL(None).malloc_trim(
         0
@@ -29,6 +31,9 @@ def peak_of() -> Iterator[Peak]:
     Path("/proc/self/clear_refs").write_text("5")  # the peak is what is held now
     yield peak
     peak.bytes = _read("VmHWM") - before
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    peak.kept = _read("VmRSS") - before
 
 
 def _read(name: str) -> int:

@@ -61,7 +61,9 @@ class Pretraining(nn.Module):
         self.student = VideoEncoder(config.backbone, config.frames, config.size)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         steps, side = config.frames // config.backbone.tubelet, config.size // config.backbone.patch
-        self.forecaster = build_forecaster(config.forecaster, self.student.dim, steps, side)
+        self.forecaster = build_forecaster(
+            config.forecaster, self.student.dim, steps, side, config.backbone.checkpoint_every
+        )
         self.train()
 
     def train(self, mode: bool = True) -> "Pretraining":

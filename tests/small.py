@@ -13,7 +13,7 @@ from mofore.checkpoint import Checkpoint
 SMALL = (
     "steps=4", "global_batch=4", "workers=0", "checkpoint.every=2",
     "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",
-    "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.gap.max=0.5",
+    "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.keep=1", "data.gap.max=0.5",
     "forecaster.dim=48", "forecaster.depth=1", "forecaster.heads=3", "teacher.momentum=0.9",
     "optimizer.lr=1e-3", "optimizer.warmup=2", "optimizer.weight_decay=0.5", "optimizer.clip=1.0",
 )  # fmt: skip

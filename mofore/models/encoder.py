@@ -46,7 +46,7 @@ class BackboneConfig:
     attention: Attention = Attention.joint
     patch_norm: bool = False  # normalise the pixels of each tubelet (Kumar et al. 2023, Dual PatchNorm)
     drop_path: float = 0.0  # stochastic depth of the student
-    checkpoint_every: int = 0  # recompute every n-th block in backward; 1 all, 0 none
+    checkpoint_every: int = 0  # recompute every n-th block (the forecaster's too) in backward; 1 all, 0 none
     pretrained_path: str | None = None  # local 2-D weights (.safetensors or .pth), inflated to tubelets
 
     def __post_init__(self) -> None:
@@ -110,21 +110,27 @@ class VideoEncoder(nn.Module):
             tokens = rearrange(tokens, "b nt n d -> b (nt n) d")
             tokens = tokens if kept is None else pick(tokens, kept)
         tokens = torch.cat([self.prefix.expand(len(tokens), -1, -1), tokens], dim=1)
-        tokens = self.norm(self._run_blocks(self.norm_pre(tokens)))[:, self.prefix.shape[1] :]
+        every = self.checkpoint_every if self.training else 0
+        tokens = self.norm(run_blocks(self.blocks, self.norm_pre(tokens), every))[:, self.prefix.shape[1] :]
         return rearrange(tokens, "(b m) n d -> b (m n) d", b=len(clips))
 
     def embed(self, clips: Tensor) -> Tensor:
         """The mean token: f32 [B, D]."""
         return self(clips).float().mean(dim=1)
 
-    def _run_blocks(self, tokens: Tensor) -> Tensor:
-        recompute = self.checkpoint_every if self.training and torch.is_grad_enabled() else 0
-        for i, block in enumerate(self.blocks):
-            if recompute and i % recompute == 0:
-                tokens = checkpoint(block, tokens, use_reentrant=False)
-            else:
-                tokens = block(tokens)
-        return tokens
+
+def run_blocks(blocks: nn.Module, tokens: Tensor, checkpoint_every: int = 0) -> Tensor:
+    """Through one block after the other; every n-th is computed again in backward, its activations not kept.
+
+    Of a recomputed block its input alone stays (Chen et al. 2016, arXiv 1604.06174).
+    """
+    recompute = checkpoint_every if torch.is_grad_enabled() else 0
+    for i, block in enumerate(blocks.children()):
+        if recompute and i % recompute == 0:
+            tokens = checkpoint(block, tokens, use_reentrant=False)
+        else:
+            tokens = block(tokens)
+    return tokens
 
 
 def pick(tokens: Tensor, kept: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mofore.errors import UserError
-from mofore.models.encoder import pick
+from mofore.models.encoder import pick, run_blocks
 from mofore.models.positions import sincos, sincos_space
 
 
@@ -43,8 +43,11 @@ class TransformerForecaster(nn.Module):
     Targets are forecast independently, so a forecast does not depend on which other gaps were drawn.
     """
 
-    def __init__(self, config: ForecasterConfig, encoder_dim: int, steps: int, side: int) -> None:
+    def __init__(
+        self, config: ForecasterConfig, encoder_dim: int, steps: int, side: int, checkpoint_every: int
+    ) -> None:
         super().__init__()
+        self.checkpoint_every = checkpoint_every
         self.context = nn.Linear(encoder_dim, config.dim)
         self.gap = GapEmbedding(config.dim)
         # [1, N, d] each: time and space together, since the grid of a run does not change
@@ -66,8 +69,7 @@ class TransformerForecaster(nn.Module):
         context = self.context(tokens) + places
         queries = self.query + self.query_places + rearrange(self.gap(gaps), "b k d -> (b k) 1 d")
         hidden = torch.cat([repeat(context, "b n d -> (b k) n d", k=targets), queries], dim=1)
-        for block in self.blocks:
-            hidden = block(hidden)
+        hidden = run_blocks(self.blocks, hidden, self.checkpoint_every if self.training else 0)
         forecast = self.out(self.norm(hidden[:, context.shape[1] :]))
         return rearrange(forecast, "(b k) n d -> b k n d", b=batch)
 
@@ -102,8 +104,10 @@ class MLPForecaster(nn.Module):
         return repeat(forecast, "b d -> b k 1 d", k=gaps.shape[1])
 
 
-def build_forecaster(config: ForecasterConfig, encoder_dim: int, steps: int, side: int) -> nn.Module:
-    """steps, side: time steps and tokens along a side of the token grid."""
+def build_forecaster(
+    config: ForecasterConfig, encoder_dim: int, steps: int, side: int, checkpoint_every: int = 0
+) -> nn.Module:
+    """steps, side: time steps and tokens along a side of the token grid; every n-th block is recomputed."""
     if config.kind is ForecasterKind.mlp:
         return MLPForecaster(config, encoder_dim)
-    return TransformerForecaster(config, encoder_dim, steps, side)
+    return TransformerForecaster(config, encoder_dim, steps, side, checkpoint_every)
