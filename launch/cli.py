@@ -62,6 +62,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.set_defaults(run=run_export)
     export.add_argument("of", metavar="run=RUN", type=run_folder)
     export.add_argument("--out", required=True, help="folder for encoder.safetensors and encoder.json")
+    add_watching(commands)
     demo = commands.add_parser(
         "demo", help="the whole way on small videos, in about ten minutes on two cores"
     )
@@ -71,6 +72,31 @@ def build_parser() -> argparse.ArgumentParser:
         "keys", nargs="*", metavar="KEY=VALUE", help="override experiment=demo, as in `pretrain`"
     )
     return parser
+
+
+def add_watching(commands) -> None:
+    """What tells of runs and steers them, on a cluster and on a laptop."""
+    compare = commands.add_parser("compare", help="the results of several runs side by side")
+    compare.set_defaults(run=run_compare)
+    compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
+    compare.add_argument("--out", type=Path, help="folder for compare.json and compare.txt")
+    jobs = commands.add_parser("jobs", help="runs with their state, speed, end and newest checkpoint")
+    jobs.set_defaults(run=run_jobs)
+    jobs.add_argument("roots", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER",
+                      help="runs, or folders with runs below them (default: runs)")  # fmt: skip
+    logs = commands.add_parser("logs", help="what a rank of a run's newest job says")
+    logs.set_defaults(run=run_logs)
+    logs.add_argument("of", metavar="RUN", type=run_folder)
+    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, or Ctrl-C")
+    logs.add_argument("--rank", type=int, default=0, help="(default: 0)")
+    cancel = commands.add_parser("cancel", help="end a run, or all below a folder; what trains saves first")
+    cancel.set_defaults(run=run_cancel)
+    cancel.add_argument("of", metavar="RUN", type=run_folder)
+    resume = commands.add_parser("resume", help="go on with a run, as it was submitted or started last")
+    resume.set_defaults(run=run_resume)
+    resume.add_argument("of", metavar="RUN", type=run_folder)
+    resume.add_argument("keys", nargs="*", metavar="KEY=VALUE",
+                        help="cluster.*, or keys that do not change what is computed")  # fmt: skip
 
 
 def add_keyed(commands, name: str, about: str, run) -> None:
@@ -139,6 +165,36 @@ def run_export(arguments: argparse.Namespace) -> int:
     checkpoint = export_run(arguments.of, Path(arguments.out))
     print(f"encoder of step {checkpoint.step}: {arguments.out} (mofore.load_encoder({arguments.out!r}))")
     return 0
+
+
+def run_compare(arguments: argparse.Namespace) -> int:
+    from launch.compare import compare
+
+    return compare(arguments.runs, arguments.out)
+
+
+def run_jobs(arguments: argparse.Namespace) -> int:
+    from launch.watch import jobs
+
+    return jobs(arguments.roots)
+
+
+def run_logs(arguments: argparse.Namespace) -> int:
+    from launch.watch import logs
+
+    return logs(arguments.of, arguments.follow, arguments.rank)
+
+
+def run_cancel(arguments: argparse.Namespace) -> int:
+    from launch.watch import cancel
+
+    return cancel(arguments.of)
+
+
+def run_resume(arguments: argparse.Namespace) -> int:
+    from launch.watch import resume
+
+    return resume(arguments.of, arguments.keys)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:

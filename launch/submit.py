@@ -1,39 +1,38 @@
-"""Submit a pretraining run as a job: python launch/submit.py cluster=local experiment=demo data.manifest=FILE ...
+"""Submit a job: python launch/submit.py cluster=slurm cluster.nodes=2 cluster.gpus_per_node=8 experiment=... data.manifest=FILE
 
-cluster=debug runs it in this process, cluster=local as processes of this machine, one a task. All other
-words are those of `mofore pretrain`; they are checked before anything is submitted.
+    task=pretrain   (the default) and the words of `mofore pretrain`
+    task=evaluate   and the words of `mofore evaluate`: run=RUN ...
+    task=prepare    and the words of `mofore prepare`: VIDEOS --out DIR ...
+    --multirun      backbone=vit_tiny,vit_small: pretrain each, evaluate each, compare them all
+    sweep=NAME      the same, of configs/sweep/NAME.yaml
+    --dry-run       print the script and the whole configuration; submit nothing
+    --help cluster  every cluster.KEY with its default
+
+cluster=slurm submits and returns; cluster=local runs the ranks as processes of this machine, cluster=debug in this
+process. All of the configuration is checked before anything is submitted, and the job runs a copy of the code, so
+that nothing edited afterwards changes it.
 """
 
+import shlex
+import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import submitit
+import yaml
+from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
-from launch.jobs import PretrainJob
-from mofore.config import PretrainConfig, compose
+from launch.cluster import ClusterConfig, check_slurm, explain, sbatch_parameters, sbatch_script
+from launch.jobs import Job, setup, teardown
+from launch.runs import Submission, holder, living_jobs, note_submission
+from launch.snapshot import take_snapshot
+from launch.tasks import Task, parse_task
+from mofore.config import compose, describe, word_of
 from mofore.errors import UserError
-
-EXECUTORS = ("debug", "local")
-
-
-@dataclass
-class ClusterConfig:
-    """Where a job runs and with how much. `cluster=NAME` takes configs/cluster/NAME.yaml."""
-
-    executor: str = "local"
-    tasks_per_node: int = 1  # ranks
-    cpus_per_task: int = 2
-    timeout_min: int = 1440
-    name: str = "mofore"
-
-    def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            raise UserError(f"cluster.executor={self.executor}: choose {' or '.join(EXECUTORS)}.")
-        if min(self.tasks_per_node, self.cpus_per_task, self.timeout_min) < 1:
-            raise UserError("cluster: tasks_per_node, cpus_per_task and timeout_min must be at least 1.")
-        if self.executor == "debug" and self.tasks_per_node > 1:
-            raise UserError("cluster=debug runs one task in this process: use cluster=local for several.")
 
 
 @dataclass
@@ -41,45 +40,177 @@ class SubmitConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-def submit(words: list[str]) -> submitit.Job:
-    """Check the configuration, submit one job, and return it. Logs lie in RUN/jobs."""
-    ours = [word for word in words if word.lstrip("+").startswith("cluster")]
-    overrides = [word for word in words if word not in ours]
-    cluster = compose(SubmitConfig, ours).cluster
-    config = compose(PretrainConfig, overrides)
-    config.cut_batch(cluster.tasks_per_node)
-    executor = submitit.AutoExecutor(Path(config.run_dir).absolute() / "jobs", cluster=cluster.executor)
-    executor.update_parameters(
-        name=cluster.name, nodes=1, tasks_per_node=cluster.tasks_per_node,
-        cpus_per_task=cluster.cpus_per_task, timeout_min=cluster.timeout_min,
-    )  # fmt: skip
-    return executor.submit(PretrainJob(overrides))
+class Order(NamedTuple):
+    """What the user asked for, checked."""
+
+    cluster: ClusterConfig
+    cluster_words: list[str]
+    tasks: list[Task]  # one, or one an element of an array
 
 
-def main(words: list[str]) -> int:
-    """Submit, say where to look, and wait for the end. Ctrl-C ends the job, which saves first."""
-    if not words or words[0] in ("-h", "--help"):
-        print(__doc__)
-        return 0
+def cluster_of(words: list[str]) -> ClusterConfig:
+    """Options and shell lines are taken as they stand, without quotes for hydra."""
+    plain = ("cluster.sbatch", "cluster.srun", "cluster.prologue")
+    pairs = [(word, *word.partition("=")[::2]) for word in words]
+    return compose(
+        SubmitConfig, [word_of(key, value) if key in plain else word for word, key, value in pairs]
+    ).cluster
+
+
+def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+    """(those of the cluster, the others)."""
+    ours = [word for word in words if word.startswith(("cluster=", "cluster."))]
+    return ours, [word for word in words if word not in ours]
+
+
+def order(words: list[str]) -> Order:
+    """Everything that can be known to be wrong before a submission raises UserError here."""
+    cluster_words, rest = split_words(words)
+    cluster = cluster_of(cluster_words)
+    task = parse_task(rest, [cluster.tasks * nodes for nodes in range(cluster.fewest, cluster.most + 1)])
+    return Order(cluster if task.ranks else cluster.alone(), cluster_words, [task])
+
+
+def check_free(task: Task) -> None:
+    """UserError where a job or a process does this in this run folder already, or nothing can be written to it."""
+    run = task.run
+    living = [each for each in living_jobs(run) if each.task == task.name]
+    if living:
+        raise UserError(
+            f"{run} has a job already: {task.name}, job {living[0].id}. See `mofore jobs {run}`; to end it: "
+            f"`mofore cancel {run}`; or give another run_dir."
+        )
+    owner = holder(run) if task.ranks else None
+    if owner is not None:
+        raise UserError(
+            f"{run} is in use by process {owner.get('pid')} on {owner.get('host')}: wait for it, end it "
+            f"(`mofore cancel {run}`), or give another run_dir."
+        )
     try:
-        job = submit(words)
-        print(f"job {job.job_id}: {job.paths.stdout} and {job.paths.stderr}", flush=True)
+        (run / "jobs").mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=run / "jobs"):
+            pass
+    except OSError as reason:
+        raise UserError(
+            f"{run} cannot be written to ({reason.strerror}): choose a folder on a disk that the nodes share."
+        ) from reason
+
+
+def parameters_of(asked: Order, code: Path, dependency: str | None = None) -> dict[str, Any]:
+    runs = [task.run for task in asked.tasks]
+    return sbatch_parameters(
+        asked.cluster, setup(asked.cluster, code, runs), teardown(asked.cluster), dependency
+    )
+
+
+def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> list[str]:
+    """One job, or an array with an element a task; returns their ids. Nothing stays behind where SLURM refuses."""
+    for task in asked.tasks:
+        check_free(task)
+    parameters = parameters_of(asked, take_snapshot(folder), dependency)
+    check_slurm(asked.cluster, sbatch_script(parameters, folder))
+    executor = submitit.SlurmExecutor(folder, python=asked.cluster.python)
+    executor.update_parameters(**parameters)
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Job(task.words)) for task in asked.tasks]
+    except (FailedJobError, FailedSubmissionError) as reason:
+        raise UserError(explain(str(reason))) from reason
+    for task, job in zip(asked.tasks, jobs, strict=True):
+        log = str(job.paths.stdout).replace(f"_{job.paths.task_id or 0}_log.out", "_%t_log.out")
+        note_submission(task.run, Submission(job.job_id, "slurm", task.name, task.words, asked.cluster_words, log,
+                                             time.strftime("%Y-%m-%d %H:%M:%S")))  # fmt: skip
+    return [job.job_id for job in jobs]
+
+
+def run_here(asked: Order, folder: Path) -> int:
+    """cluster=local or debug: start one task's ranks, wait for their end, return the exit code. Ctrl-C ends the job,
+    which saves first.
+    """
+    (task,) = asked.tasks
+    check_free(task)
+    executor = submitit.AutoExecutor(folder, cluster=asked.cluster.executor)
+    executor.update_parameters(name=asked.cluster.name, nodes=1, tasks_per_node=asked.cluster.tasks,
+                               timeout_min=-(-asked.cluster.seconds // 60), stderr_to_stdout=True)  # fmt: skip
+    job = executor.submit(Job(task.words))
+    log = job.paths.stdout
+    print(f"job {job.job_id}: {log}", flush=True)
+    note_submission(task.run, Submission(str(job.job_id), asked.cluster.executor, task.name, task.words,
+                                         asked.cluster_words, str(log), time.strftime("%Y-%m-%d %H:%M:%S")))  # fmt: skip
+    try:
         codes = job.results()
-    except UserError as mistake:
-        print(f"mofore: {mistake}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         job.cancel(check=False)
         print(f"job {job.job_id} was told to stop; the same command goes on.", file=sys.stderr)
         return 130
-    except (submitit.core.utils.FailedJobError, submitit.core.utils.UncompletedJobError) as failure:
-        print(f"mofore: job {job.job_id} failed, its log: {job.paths.stderr}\n{failure}", file=sys.stderr)
+    except (FailedJobError, UncompletedJobError) as failure:
+        print(f"mofore: job {job.job_id} failed, its log: {log}\n{failure}", file=sys.stderr)
         return 1
     if any(codes):
-        print(
-            f"mofore: job {job.job_id} ended with {max(codes)}, its log: {job.paths.stderr}", file=sys.stderr
-        )
+        print(f"mofore: job {job.job_id} ended with {max(codes)}, its log: {log}", file=sys.stderr)
     return max(codes)
+
+
+def take_back(jobs: list[str]) -> None:
+    """Cancel what was submitted for something that turned out not to be whole."""
+    if jobs:
+        subprocess.run(["scancel", *jobs], check=False)
+
+
+def show_plan(asked: Order) -> None:
+    """What --dry-run prints: the script, and the configuration of each task with every default."""
+    folder = asked.tasks[0].run / "jobs"
+    if asked.cluster.executor == "slurm":
+        print(sbatch_script(parameters_of(asked, folder / "code" / "DIGEST"), folder))
+    for task in asked.tasks:
+        print(f"# mofore {shlex.join(task.words)}")
+        print(yaml.safe_dump(task.config, sort_keys=False))
+
+
+def main(words: list[str]) -> int:
+    """0 submitted (slurm) or done (local, debug); 1 a job failed; 2 a mistake, and nothing was submitted."""
+    if not words or words[0] in ("-h", "--help"):
+        print(describe(SubmitConfig) if words[1:] == ["cluster"] else __doc__)
+        return 0
+    dry, several = "--dry-run" in words, {"--multirun", "-m"} & {*words}
+    words = [word for word in words if word not in ("--dry-run", "--multirun", "-m")]
+    try:
+        if several or any(word.startswith("sweep=") for word in words):
+            return _sweep(words, dry)
+        return submit(words, dry)
+    except UserError as mistake:
+        print(f"mofore: {mistake}", file=sys.stderr)
+        return 2
+
+
+def submit(words: list[str], dry: bool = False) -> int:
+    """One task: to SLURM, or here. Returns the exit code."""
+    asked = order(words)
+    run = asked.tasks[0].run
+    if dry:
+        show_plan(asked)
+        return 0
+    if asked.cluster.executor != "slurm":
+        return run_here(asked, run / "jobs")
+    (job,) = submit_slurm(asked, run / "jobs")
+    print(f"job {job}: {asked.tasks[0].name} {run}\nlog: {run / 'jobs' / f'{job}_0_log.out'}")
+    print(f"follow: mofore logs {run} -f    state: mofore jobs {run}    end: mofore cancel {run}")
+    return 0
+
+
+def _sweep(words: list[str], dry: bool) -> int:
+    from launch.sweep import plan, run_sweep_here, submit_sweep
+
+    sweep = plan(words)
+    if dry:
+        show_plan(Order(sweep.cluster, sweep.cluster_words, [point.pretrain for point in sweep.points]))
+        return 0
+    if sweep.cluster.executor != "slurm":
+        return run_sweep_here(sweep)
+    lines = submit_sweep(sweep)
+    print("\n".join(lines) or f"nothing is missing: {sweep.root / 'compare.txt'}")
+    print(f"state: mofore jobs {sweep.root}    end: mofore cancel {sweep.root}")
+    return 0
 
 
 if __name__ == "__main__":

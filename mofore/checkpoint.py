@@ -18,9 +18,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mofore.commit import FORMAT, META, committed, digest_of
+from mofore.commit import FORMAT, META, digest_of
 from mofore.distributed import from_rank_0, gather_objects, rank, world
 from mofore.errors import UserError
+from mofore.listing import committed
 
 
 class Checkpoint:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from mofore.distributed import rank, world
 from mofore.errors import UserError
+from mofore.listing import committed
 from mofore.types import Piece
 
 FORMAT = 2
@@ -42,13 +43,6 @@ class CheckpointConfig:
                 f"checkpoint.every={self.every}, checkpoint.keep_last={self.keep_last} and "
                 f"checkpoint.keep_every={self.keep_every} must be at least 1."
             )
-
-
-def committed(run_dir: Path) -> list[tuple[int, Path]]:
-    """(step, folder) of every committed checkpoint, oldest first; a folder of any other name is somebody's own copy."""
-    folders = (run_dir / "checkpoints").glob("step-*")
-    steps = [(path.name.removeprefix("step-"), path) for path in folders]
-    return sorted((int(step), path) for step, path in steps if step.isdecimal())
 
 
 def share_of(pieces: Iterable[Piece]) -> Iterator[Piece]:

@@ -6,6 +6,7 @@ each dataclass checks itself -> objects with attributes; no DictConfig goes furt
 
 import difflib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
@@ -16,6 +17,7 @@ from typing import Any, TypeVar
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -149,6 +151,25 @@ def compose(kind: type[T], overrides: list[str]) -> T:
         raise UserError(_explain(reason, kind)) from reason
 
 
+def expand(words: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Every combination of words like `backbone=vit_tiny,vit_small`, in order: (the words that are common to all, the
+    words of this combination). UserError where a word has no such form or none names more than one value.
+    """
+    try:
+        parsed = OverridesParser.create().parse_overrides(words)
+    except HydraException as reason:
+        raise UserError(_explain(reason, PretrainConfig)) from reason
+    common = [word for word, each in zip(words, parsed, strict=True) if not each.is_sweep_override()]
+    varied = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        for each in parsed
+        if each.is_sweep_override()
+    ]
+    if not varied:
+        raise UserError("a sweep needs a key with several values: backbone=vit_tiny,vit_small.")
+    return [(common, list(combination)) for combination in itertools.product(*varied)]
+
+
 def _explain(reason: Exception, kind: type) -> str:
     """One sentence of hydra's or omegaconf's many, and the nearest key that exists."""
     cause: BaseException = reason
@@ -209,6 +230,18 @@ def flatten(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
     for key, value in nested.items():
         flat |= flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
     return flat
+
+
+def word_of(key: str, value: object) -> str:
+    """KEY=VALUE as hydra reads it, whatever characters the value has."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return (
+            f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
+        )
+    if isinstance(value, list):
+        return f"{key}=[{','.join(word_of('', item)[1:] for item in value)}]"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
 
 
 def write_config(config: PretrainConfig, path: Path) -> None:

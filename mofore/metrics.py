@@ -6,12 +6,15 @@ Only rank 0 writes. A resumed run drops the lines of steps that it takes again, 
 import json
 import math
 import os
+import sys
 import time
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
+
+LINE_EVERY = 10.0  # seconds between two lines of progress in a file
 
 
 class MetricsLog:
@@ -21,7 +24,7 @@ class MetricsLog:
         self.path = run_dir / "metrics.jsonl"
         forget_after(self.path, start)
         self._open(start)
-        self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
+        self.bar = Progress(start, steps)
 
     def _open(self, start: int) -> None:
         self.file = self.path.open("a")
@@ -36,9 +39,8 @@ class MetricsLog:
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
-        self.bar.update()
         shown = {"loss": "loss", "acc": "contrast_accuracy", "rank": "effective_rank"}
-        self.bar.set_postfix({short: f"{numbers[name]:.3g}" for short, name in shown.items()}, refresh=False)
+        self.bar.show(step, {short: f"{numbers[name]:.3g}" for short, name in shown.items()})
 
     def rewind(self, step: int) -> None:
         """The run goes back: drop the lines of later steps."""
@@ -46,13 +48,50 @@ class MetricsLog:
         self.board.close()
         forget_after(self.path, step)
         self._open(step)
-        self.bar.n = step
-        self.bar.refresh()
+        self.bar.back(step)
 
     def close(self) -> None:
         self.bar.close()
         self.board.close()
         self.file.close()
+
+
+class Progress:
+    """A bar on a terminal; in a file, where a bar would be one endless line, a line every few seconds."""
+
+    def __init__(self, start: int, steps: int) -> None:
+        self.steps, self.start, self.begin = steps, start, time.monotonic()
+        self.last = self.begin
+        self.bar = None
+        if sys.stderr.isatty():
+            self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
+
+    def show(self, step: int, numbers: dict[str, str]) -> None:
+        """After a step: the numbers beside it, in their order."""
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(step - self.bar.n)
+            self.bar.set_postfix(numbers, refresh=False)
+        elif now - self.last >= LINE_EVERY or step == self.steps:
+            self.last, speed = now, max(step - self.start, 1) / (now - self.begin)
+            said = "  ".join(f"{name} {number}" for name, number in numbers.items())
+            left = tqdm.format_interval((self.steps - step) / speed)
+            print(
+                f"step {step}/{self.steps}  {said}  {speed:.3g} steps/s  {left} left",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def back(self, step: int) -> None:
+        """The run goes back to this step."""
+        self.start, self.begin = step, time.monotonic()
+        if self.bar is not None:
+            self.bar.n = step
+            self.bar.refresh()
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
 
 
 def forget_after(path: Path, step: int) -> None:

@@ -38,6 +38,7 @@ FREE = (
     "data.manifest",
     "backbone.checkpoint_every",
 )
+SNAPSHOT = "snapshot.json"  # beside the packages, where they are a copy made for a job
 PACKAGES = ("torch", "deepspeed", "timm", "decord", "numpy", "safetensors", "pyarrow")
 
 
@@ -84,7 +85,7 @@ def hold_run(run_dir: Path) -> Iterator[None]:
     if rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=2)  # who only looks whether a run lives holds it for an instant
         except Timeout:
             fault = _held(run_dir, owner)
         except (OSError, NotImplementedError) as reason:
@@ -119,8 +120,13 @@ def _held(run_dir: Path, owner: Path) -> str:
 
 
 def code_commit() -> str | None:
-    """The git commit of this code, with "+changes" where the tree differs from it; None outside a checkout."""
+    """The git commit of this code, with "+changes" where the tree differs from it; None outside a checkout.
+
+    A job runs from a copy of the code, which says what it was copied from.
+    """
     root = Path(__file__).parent.parent
+    if (root / SNAPSHOT).is_file():
+        return json.loads((root / SNAPSHOT).read_text())["commit"]
     ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--match", ""]
     answer = subprocess.run(ask, capture_output=True, text=True, check=False)
     return answer.stdout.strip() or None

@@ -20,9 +20,10 @@ import fsspec
 import tenacity
 import torch
 
-from mofore.commit import META, CheckpointConfig, commit, committed, prune, share_of, write_pieces
+from mofore.commit import META, CheckpointConfig, commit, prune, share_of, write_pieces
 from mofore.distributed import from_rank_0, gather_objects, rank, run_token
 from mofore.errors import UserError
+from mofore.listing import committed
 from mofore.types import Piece
 
 TRIES = 10  # saves that may fail one after the other before the run stops

@@ -30,7 +30,7 @@ def names(folder: str) -> list[str]:
 
 def test_every_yaml_is_covered_here():
     folders = {path.parent.name for path in FOLDER.rglob("*.yaml")}
-    assert folders == {FOLDER.name, "backbone", "experiment", "cluster"}
+    assert folders == {FOLDER.name, "backbone", "experiment", "cluster", "sweep"}
     assert names(".") == ["evaluate", "pretrain", "submit"]
 
 

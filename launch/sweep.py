@@ -1,0 +1,143 @@
+"""Many runs at once: an array that pretrains each, an evaluation of each once it is done, one comparison of them all.
+
+backbone=vit_tiny,vit_small -> RUN_DIR/backbone=vit_tiny, RUN_DIR/backbone=vit_small, RUN_DIR/compare.json
+
+What is done already, or waits in the queue, is not submitted again.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from launch.cluster import ClusterConfig
+from launch.runs import forget_submission, living_jobs
+from launch.submit import Order, cluster_of, run_here, split_words, submit_slurm, take_back
+from launch.tasks import Task, parse_task
+from mofore.config import FOLDER, expand
+from mofore.errors import UserError
+from mofore.listing import committed
+
+
+class Point(NamedTuple):
+    """One run of a sweep."""
+
+    pretrain: Task
+    evaluate: Task
+
+    def pretrained(self) -> bool:
+        done = committed(self.pretrain.run)
+        return bool(done) and done[-1][0] >= self.pretrain.config["steps"]
+
+    def evaluated(self) -> bool:
+        try:
+            document = json.loads((self.pretrain.run / "evaluation/results.json").read_text())
+        except FileNotFoundError:
+            return False
+        return document["checkpoint"]["step"] >= self.pretrain.config["steps"]
+
+
+class Sweep(NamedTuple):
+    root: Path
+    cluster: ClusterConfig
+    cluster_words: list[str]
+    points: list[Point]
+
+    def comparison(self) -> Task:
+        words = ["compare", *(str(point.pretrain.run) for point in self.points), "--out", str(self.root)]
+        return Task("compare", words, self.root, False, {})
+
+
+def plan(words: list[str]) -> Sweep:
+    """Every run of the sweep, its configuration checked. Words `evaluate.KEY=VALUE` go to the evaluations."""
+    cluster_words, rest = split_words(words)
+    cluster = cluster_of(cluster_words)
+    evaluation = [word.removeprefix("evaluate.") for word in rest if word.startswith("evaluate.")]
+    rest = [word for word in rest if not word.startswith("evaluate.")]
+    worlds = [cluster.tasks * nodes for nodes in range(cluster.fewest, cluster.most + 1)]
+    points, root = [], None
+    for common, varied in expand([*sweep_words(rest)]):
+        base = parse_task(common, worlds)
+        root = base.run
+        run = root / ",".join(word.rpartition("/")[2] for word in varied)
+        pretrain = parse_task([*common, *varied, f"run_dir='{run}'"], worlds)
+        points.append(Point(pretrain, parse_task(["task=evaluate", f"run='{run}'", *evaluation], worlds)))
+    assert root is not None
+    return Sweep(root, cluster, cluster_words, points)
+
+
+def sweep_words(words: list[str]) -> list[str]:
+    """sweep=NAME -> what configs/sweep/NAME.yaml says, a word a key."""
+    named = [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]
+    rest = [word for word in words if not word.startswith("sweep=")]
+    for name in named:
+        path = FOLDER / "sweep" / f"{name}.yaml"
+        if not path.is_file():
+            there = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
+            raise UserError(f"sweep={name}: there is {there} in {path.parent}.")
+        rest += [
+            f"{key}={','.join(map(str, values))}" for key, values in yaml.safe_load(path.read_text()).items()
+        ]
+    return rest
+
+
+def submit_sweep(sweep: Sweep) -> list[str]:
+    """What is missing of the sweep, to SLURM; returns a line a job. Where one is refused, none stays behind."""
+    folder, lines = sweep.root / "jobs", []
+    submitted: list[tuple[Path, str]] = []
+    alive = {
+        (point.pretrain.run, each.task): each.id
+        for point in sweep.points
+        for each in living_jobs(point.pretrain.run)
+    }
+    try:
+        missing = [
+            p for p in sweep.points if not p.pretrained() and (p.pretrain.run, "pretrain") not in alive
+        ]
+        if missing:
+            order = Order(sweep.cluster, sweep.cluster_words, [point.pretrain for point in missing])
+            for point, job in zip(missing, submit_slurm(order, folder), strict=True):
+                submitted.append((point.pretrain.run, job))
+                alive[point.pretrain.run, "pretrain"] = job
+                lines.append(f"job {job}: pretrain {point.pretrain.run.name}")
+        for point in sweep.points:
+            run = point.pretrain.run
+            if point.evaluated() or (run, "evaluate") in alive:
+                continue
+            before = alive.get((run, "pretrain"))
+            one = Order(sweep.cluster.alone(), sweep.cluster_words, [point.evaluate])
+            (job,) = submit_slurm(one, folder, f"afterok:{before}" if before else None)
+            submitted.append((run, job))
+            alive[run, "evaluate"] = job
+            lines.append(f"job {job}: evaluate {run.name}" + (f", after job {before}" if before else ""))
+        if not submitted and (sweep.root / "compare.json").exists():
+            return []
+        waits = [job for (_, task), job in alive.items() if task == "evaluate"]
+        last = Order(sweep.cluster.alone(), sweep.cluster_words, [sweep.comparison()])
+        (job,) = submit_slurm(last, folder, "afterany:" + ":".join(waits) if waits else None)
+        lines.append(f"job {job}: compare them in {sweep.root / 'compare.txt'}")
+    except BaseException:
+        take_back([job for _, job in submitted])
+        for run, job in submitted:
+            forget_submission(run, job)
+        raise
+    return lines
+
+
+def run_sweep_here(sweep: Sweep) -> int:
+    """One after the other on this machine; a failure does not keep the others from their turn."""
+    code = 0
+    for point in sweep.points:
+        for task, done in ((point.pretrain, point.pretrained), (point.evaluate, point.evaluated)):
+            if done():
+                continue
+            cluster = sweep.cluster if task.ranks else sweep.cluster.alone()
+            failed = run_here(Order(cluster, sweep.cluster_words, [task]), task.run / "jobs")
+            if failed in (75, 130):
+                return failed
+            code = max(code, failed)
+            if failed:
+                break
+    last = sweep.comparison()
+    return max(code, run_here(Order(sweep.cluster.alone(), sweep.cluster_words, [last]), sweep.root / "jobs"))

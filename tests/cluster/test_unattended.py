@@ -1,0 +1,174 @@
+"""Runs on a real SLURM that nobody watches: whatever ends them, they go on to the weights of the undisturbed run."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.conftest import LONG, User, ended, log_of, state_of, step_of, until
+from tests.cluster.slurm import Cluster, told
+from tests.small import differing, distance, state
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+STEPS = 300
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster: Cluster, manifest: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank, from first step to last."""
+    run = tmp_path_factory.mktemp("undisturbed") / "run"
+    job = User(manifest).pretrain(run)
+    assert ended(run, job) == "COMPLETED", log_of(run, job)
+    return run
+
+
+def starts(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "jobs/starts.jsonl").read_text().splitlines()]
+
+
+def same(run: Path, other: Path) -> bool:
+    return not differing(state(run, STEPS), state(other, STEPS))
+
+
+def under_way(run: Path, job: str, step: int = 40) -> None:
+    until(lambda: step_of(run) >= step, 120, lambda: log_of(run, job) + told("squeue"))
+
+
+def preempt(*words: str) -> None:
+    """Another job takes the whole cluster for a moment."""
+    subprocess.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", *words,
+                    "--wrap=sleep 1"], check=True, capture_output=True)  # fmt: skip
+
+
+@pytest.mark.parametrize("partition", ["low", "patient"])
+def test_preempted_job_saves_is_requeued_and_goes_on(
+    partition: str, user: User, undisturbed: Path, tmp_path: Path
+) -> None:
+    """SIGTERM, without a grace time and with one; submitit by itself bypasses it."""
+    run = tmp_path / "run"
+    job = user.pretrain(run, f"cluster.partition={partition}")
+    under_way(run, job)
+    preempt()
+    assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert len(starts(run)) == 2
+    assert "stopped by SIGTERM" in log_of(run, job)
+    assert same(run, undisturbed)
+
+
+def test_time_limit(user: User, undisturbed: Path, tmp_path: Path) -> None:
+    """SIGUSR2 ahead of the limit, which SLURM itself sends; the job is requeued as often as it takes."""
+    run = tmp_path / "run"
+    job = user.pretrain(run, "cluster.time=1m")
+    under_way(run, job)
+    # SLURM signals up to a minute before it is asked to, so a limit that leaves time to start is set on the way
+    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
+    assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert same(run, undisturbed)
+
+
+def test_operator_requeues(user: User, undisturbed: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = user.pretrain(run)
+    under_way(run, job)
+    subprocess.run(["scontrol", "requeue", job], check=True)
+    assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert [start["restart"] for start in starts(run)] == [0, 1]
+    assert same(run, undisturbed)
+
+
+def test_two_nodes_of_two_ranks_train_the_model_of_one_node_of_four(user: User, tmp_path: Path) -> None:
+    few = ("steps=12", "checkpoint.every=6", "engine.zero=2")
+    jobs = {}
+    for name, shape in {
+        "two": ("cluster.nodes=2", "cluster.tasks_per_node=2"),
+        "one": ("cluster.tasks_per_node=4",),
+    }.items():
+        jobs[name] = user.pretrain(tmp_path / name, *shape, *few)
+        assert ended(tmp_path / name, jobs[name]) == "COMPLETED", log_of(tmp_path / name, jobs[name])
+    (start,) = starts(tmp_path / "two")
+    assert start["nodes"] == ["node1", "node2"]
+    assert start["tasks"] == 4
+    assert not differing(state(tmp_path / "two", 12), state(tmp_path / "one", 12))
+    # every rank has a log of its own, and that of rank 0 tells how far it is, a line at a time
+    assert all(log_of(tmp_path / "two", jobs["two"], rank) for rank in range(4))
+    assert "step 12/12" in log_of(tmp_path / "two", jobs["two"]).replace("\r", "\n")
+
+
+def test_lost_node_and_what_is_left_of_the_cluster(
+    cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path
+) -> None:
+    """A node loses power. Submitted with --nodes=1-2, the run goes on with the one that is left."""
+    run = tmp_path / "run"
+    job = user.pretrain(run, "cluster.nodes=1-2")
+    under_way(run, job)
+    cluster.kill_node("node2")
+    try:
+        assert ended(run, job) == "COMPLETED", log_of(run, job)
+    finally:
+        cluster.start_node("node2")
+        until(lambda: told("sinfo", "-h", "-p", "low", "-o", "%T %D") == "idle 2", 60, lambda: told("sinfo"))
+    assert [start["tasks"] for start in starts(run)] == [2, 1]
+    weights = [name for name in state(run, STEPS) if name.startswith("weights/")]
+    assert distance(state(run, STEPS), state(undisturbed, STEPS), weights) < 1e-2
+    assert "rank 1" in log_of(run, job)  # the survivor names the lost one
+
+
+def test_node_that_comes_back(cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path) -> None:
+    """The only node of a run loses power in the middle, without a word to the run, and is started again."""
+    run = tmp_path / "run"
+    job = user.pretrain(run, "cluster.nodelist=node2")
+    under_way(run, job)
+    cluster.kill_node("node2")
+    cluster.start_node("node2")
+    assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert len(starts(run)) == 2
+    assert same(run, undisturbed)
+
+
+def test_crash_is_not_requeued_for_ever(user: User, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    job = user.pretrain(run, "cluster.tries=2", "cluster.prologue=export PYTHONHOME=/nowhere")
+    assert ended(run, job) == "FAILED"
+    log = log_of(run, job)
+    assert "not requeued: 2 starts in a row ended without a new checkpoint" in log
+    assert f"mofore resume {run}" in log
+    assert told("scontrol", "show", "job", job).count("Restarts=1") == 1
+
+
+def test_mistake_of_the_user_is_not_requeued(user: User, tmp_path: Path) -> None:
+    """The run folder is another run's: the job says so, once."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("steps: 7\ndata: {manifest: elsewhere}\n")
+    job = user.pretrain(run)
+    assert ended(run, job) == "FAILED"
+    assert "run folder of another configuration" in log_of(run, job)
+    assert "Restarts=0" in told("scontrol", "show", "job", job)
+
+
+def test_cancelled_job_stays_cancelled_and_resumes_on_request(
+    user: User, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    job = user.pretrain(run)
+    under_way(run, job, 10)
+    assert user.mofore("cancel", run).returncode == 0
+    assert ended(run, job) == "CANCELLED"
+    shown = user.mofore("jobs", run).stdout
+    assert job in shown
+    assert "CANCELLED" in shown
+    until(lambda: "stopped by SIGTERM" in log_of(run, job), 30, lambda: log_of(run, job))
+    until(lambda: state_of(job) == "CANCELLED", 30)
+    refused = user.mofore("resume", run, "optimizer.lr=1")
+    assert refused.returncode == 2
+    assert "optimizer.lr decides what" in refused.stderr
+    done = user.mofore("resume", run, "cluster.time=20m", "checkpoint.every=50")
+    assert done.returncode == 0, done.stderr
+    again = done.stdout.split(":")[0].removeprefix("job ")
+    assert ended(run, again) == "COMPLETED", log_of(run, again)
+    assert same(run, undisturbed)
+    assert "step 300/300" in user.mofore("logs", run).stdout
+
+
+assert str(STEPS) in LONG[0]
