@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,11 @@ def sbatch_parameters(
     }
 
 
-def sbatch_script(parameters: dict[str, Any], folder: Path) -> str:
-    """The script that submitit would submit."""
-    return _make_sbatch_string(
-        command=f"python -u -m submitit.core._submit {folder}", folder=folder, **parameters
-    )
+def sbatch_script(cluster: ClusterConfig, parameters: dict[str, Any], folder: Path) -> str:
+    """The script that submitit will submit; its own command differs in nothing but the job's id."""
+    python = cluster.python or shlex.quote(sys.executable)
+    command = f"{python} -u -m submitit.core._submit {shlex.quote(str(folder))}"
+    return _make_sbatch_string(command=command, folder=folder, **parameters)
 
 
 def check_slurm(cluster: ClusterConfig, script: str) -> None:

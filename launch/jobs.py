@@ -10,6 +10,7 @@ asks from a handler on rank 0 instead, and bypasses SIGTERM, which is what a pre
 
 import json
 import os
+import random
 import shlex
 import signal
 import sys
@@ -38,6 +39,7 @@ class Job:
             signal.SIGUSR2,
         ):  # until the run listens itself there is nothing to save
             signal.signal(number, _leave)
+        os.environ["MASTER_PORT"] = str(_port(submitit.JobEnvironment().job_id))
         place = submitit.helpers.TorchDistributedEnvironment()
         # a rank chooses its device itself, among all that it sees
         place.export(set_cuda_visible_devices=False, overwrite=True)
@@ -57,6 +59,13 @@ class Job:
         return submitit.helpers.DelayedSubmission(self)
 
     __submitit_checkpoint__ = checkpoint
+
+
+def _port(job: str) -> int:
+    """Where the ranks meet: the same for all of them, another at every start, so that a port that is taken is not met
+    again; below those that Linux gives out by itself.
+    """
+    return random.Random(f"{job} {os.environ.get('SLURM_RESTART_COUNT', '0')}").randrange(20000, 32768)
 
 
 def _leave(number: int, _: FrameType | None) -> None:

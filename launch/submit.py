@@ -86,9 +86,9 @@ def check_free(task: Task) -> None:
             f"{run} is in use by process {owner.get('pid')} on {owner.get('host')}: wait for it, end it "
             f"(`mofore cancel {run}`), or give another run_dir."
         )
+    there = next(folder for folder in (run / "jobs", *(run / "jobs").parents) if folder.exists())
     try:
-        (run / "jobs").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=run / "jobs"):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as reason:
         raise UserError(
@@ -107,8 +107,9 @@ def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> l
     """One job, or an array with an element a task; returns their ids. Nothing stays behind where SLURM refuses."""
     for task in asked.tasks:
         check_free(task)
+    plan = parameters_of(asked, folder / "code" / "DIGEST", dependency)
+    check_slurm(asked.cluster, sbatch_script(asked.cluster, plan, folder))
     parameters = parameters_of(asked, take_snapshot(folder), dependency)
-    check_slurm(asked.cluster, sbatch_script(parameters, folder))
     executor = submitit.SlurmExecutor(folder, python=asked.cluster.python)
     executor.update_parameters(**parameters)
     try:
@@ -161,7 +162,7 @@ def show_plan(asked: Order) -> None:
     """What --dry-run prints: the script, and the configuration of each task with every default."""
     folder = asked.tasks[0].run / "jobs"
     if asked.cluster.executor == "slurm":
-        print(sbatch_script(parameters_of(asked, folder / "code" / "DIGEST"), folder))
+        print(sbatch_script(asked.cluster, parameters_of(asked, folder / "code" / "DIGEST"), folder))
     for task in asked.tasks:
         print(f"# mofore {shlex.join(task.words)}")
         print(yaml.safe_dump(task.config, sort_keys=False))

@@ -68,12 +68,22 @@ def start_ranks(timeout: int) -> torch.device:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     accelerator = get_accelerator()
     if accelerator.device_name() != "cpu":
-        accelerator.set_device(local_rank)
+        accelerator.set_device(_own_device(local_rank, accelerator.device_count()))
     deepspeed.init_distributed(
         accelerator.communication_backend_name() if accelerator.device_name() != "cpu" else "gloo",
         auto_mpi_discovery=False, timeout=timedelta(seconds=timeout), verbose=False,
     )  # fmt: skip
     return torch.device(accelerator.current_device_name())
+
+
+def _own_device(local_rank: int, seen: int) -> int:
+    """Of the devices that this process sees: its own. Some clusters show each task only one. UserError where it has none."""
+    if seen > 1 and local_rank >= seen:
+        raise UserError(
+            f"{local_rank + 1} ranks of this machine see {seen} devices: start one rank a device "
+            "(cluster.tasks_per_node=cluster.gpus_per_node, or torchrun --nproc_per_node)."
+        )
+    return local_rank if seen > 1 else 0
 
 
 def free_port() -> int:

@@ -128,7 +128,10 @@ def code_commit() -> str | None:
     if (root / SNAPSHOT).is_file():
         return json.loads((root / SNAPSHOT).read_text())["commit"]
     ask = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+changes", "--match", ""]
-    answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    try:
+        answer = subprocess.run(ask, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # no git in this container
+        return None
     return answer.stdout.strip() or None
 
 

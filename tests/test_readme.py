@@ -6,32 +6,49 @@ import shlex
 from pathlib import Path
 
 import pytest
+import yaml
 
 from launch.cli import build_parser
-from launch.submit import SubmitConfig
-from mofore.config import EvaluateConfig, PretrainConfig, compose
+from launch.cluster import ClusterConfig
+from launch.submit import cluster_of, split_words
+from launch.sweep import sweep_words
+from mofore.config import EvaluateConfig, PretrainConfig, compose, expand
 from mofore.data.manifest import replacing
 from mofore.export import write_encoder
 from mofore.models.encoder import BackboneConfig, VideoEncoder
 
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
+CLUSTER = (REPOSITORY / "launch/README.md").read_text()
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
 COMMANDS = [
-    line for block in blocks("bash") for line in block.splitlines() if line and not line.startswith("#")
-]
+    line for text in (README, CLUSTER) for block in blocks("bash", text) for line in block.splitlines()
+    if line and not line.startswith(("#", "git"))
+]  # fmt: skip
 
 
-def check_pretrain(words: list[str]) -> None:
-    ours = [word for word in words if word.startswith("cluster")]
-    if ours:
-        compose(SubmitConfig, ours)
-    compose(PretrainConfig, [word for word in words if word not in ours])
+def check_submit(words: list[str]) -> None:
+    ours, rest = split_words([word for word in words if word not in ("--dry-run", "--multirun")])
+    cluster_of(ours)
+    if rest[0] == "task=prepare":
+        build_parser().parse_args(["prepare", *rest[1:]])
+    elif rest[0] == "task=evaluate":
+        compose(EvaluateConfig, rest[1:])
+    elif "--multirun" in words or any(word.startswith("sweep=") for word in rest):
+        for common, varied in expand(sweep_words(rest)):
+            compose(PretrainConfig, [*common, *varied])
+    else:
+        compose(PretrainConfig, rest)
+
+
+def test_cluster_example() -> None:
+    (text,) = blocks("yaml", CLUSTER)
+    ClusterConfig(**yaml.safe_load(text))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -40,15 +57,15 @@ def test_command(command: str) -> None:
     if words[0] == "make":
         assert re.search(rf"^{words[1]}:", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
     elif words[:2] == ["python", "launch/submit.py"]:
-        check_pretrain(words[2:])
+        check_submit(words[2:])
     elif words[0] == "torchrun":
         assert words[3:5] == ["-m", "mofore.train"]
-        check_pretrain(words[5:])
+        compose(PretrainConfig, words[5:])
     else:
         assert words[0] == "mofore"
         arguments = build_parser().parse_args(words[1:])
         if words[1] == "pretrain":
-            check_pretrain(arguments.keys)
+            compose(PretrainConfig, arguments.keys)
         if words[1] == "evaluate":
             compose(EvaluateConfig, arguments.keys)
 

@@ -38,7 +38,7 @@ def test_mistake_is_told_and_nothing_is_submitted(mistake: str, user: User, tmp_
     assert said in done.stderr
     assert "Traceback" not in done.stderr
     assert told("squeue", "--noheader") == ""
-    assert not list(tmp_path.rglob("jobs.jsonl"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_folder_that_cannot_be_written(user: User, tmp_path: Path) -> None:
