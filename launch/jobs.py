@@ -39,13 +39,14 @@ class Job:
             signal.SIGUSR2,
         ):  # until the run listens itself there is nothing to save
             signal.signal(number, _leave)
-        os.environ["MASTER_PORT"] = str(_port(submitit.JobEnvironment().job_id))
+        job = submitit.JobEnvironment()
+        os.environ["MASTER_PORT"] = str(_port(job.job_id))
         place = submitit.helpers.TorchDistributedEnvironment()
         # a rank chooses its device itself, among all that it sees
         place.export(set_cuda_visible_devices=False, overwrite=True)
-        on_slurm = "SLURM_JOB_ID" in os.environ
+        on_slurm = job.cluster == "slurm"
         if on_slurm and place.rank == 0:
-            _note_start()
+            _note_start(job)
         from launch.cli import main
 
         code = main(self.words)
@@ -74,9 +75,9 @@ def _leave(number: int, _: FrameType | None) -> None:
     os._exit(AGAIN)
 
 
-def _note_start() -> None:
+def _note_start(job: submitit.JobEnvironment) -> None:
     """A line in RUN/jobs/starts.jsonl for every start, also those that SLURM makes by itself."""
-    job, folder = submitit.JobEnvironment(), Path(os.environ["MOFORE_RUN_JOBS"])
+    folder = Path(os.environ["MOFORE_RUN_JOBS"])
     facts = {
         "id": job.job_id,
         "restart": int(os.environ.get("SLURM_RESTART_COUNT", "0")),

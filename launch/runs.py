@@ -8,6 +8,7 @@ import json
 import shutil
 import subprocess
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,11 +113,11 @@ def _ask(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def living_jobs(run: Path) -> list[Submission]:
-    """Submissions of this run that wait or run."""
-    known = [each for each in submissions(run) if each.executor == "slurm"]
-    states = job_states([each.id for each in known])
-    return [each for each in known if states[each.id] in ALIVE]
+def living_jobs(runs: Iterable[Path]) -> dict[tuple[Path, str], Submission]:
+    """The job that waits or runs for each run and task, of those that have one; one question to the queue."""
+    known = [(run, each) for run in runs for each in submissions(run) if each.executor == "slurm"]
+    states = job_states([each.id for _, each in known])
+    return {(run, each.task): each for run, each in known if states[each.id] in ALIVE}
 
 
 def holder(run: Path) -> dict[str, Any] | None:
@@ -181,9 +182,10 @@ def _tail(path: Path) -> list[dict[str, Any]]:
     """The last lines of metrics.jsonl; of a line that is being written, nothing."""
     if not path.exists():
         return []
+    begin = max(0, path.stat().st_size - 1000 * RECENT)  # a line has some 500 bytes
     with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 1000 * (RECENT + 1)))
-        lines = file.read().split(b"\n")[1 if file.tell() > 1000 * (RECENT + 1) else 0 : -1]
+        file.seek(begin)
+        lines = file.read().split(b"\n")[1 if begin else 0 : -1]
     return [json.loads(line) for line in lines[-RECENT:]]
 
 

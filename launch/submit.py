@@ -9,10 +9,11 @@
     --help cluster  every cluster.KEY with its default
 
 cluster=slurm submits and returns; cluster=local runs the ranks as processes of this machine, cluster=debug in this
-process. All of the configuration is checked before anything is submitted, and the job runs a copy of the code, so
-that nothing edited afterwards changes it.
+process. All of the configuration is checked before anything is submitted. A SLURM job runs a copy of the code, so that
+nothing edited afterwards changes it.
 """
 
+import re
 import shlex
 import subprocess
 import sys
@@ -71,15 +72,20 @@ def order(words: list[str]) -> Order:
     return Order(cluster if task.ranks else cluster.alone(), cluster_words, [task])
 
 
-def check_free(task: Task) -> None:
-    """UserError where a job or a process does this in this run folder already, or nothing can be written to it."""
+def check_free(tasks: list[Task]) -> None:
+    """UserError where a job or a process does this in a task's run folder already, or nothing can be written to it."""
+    for (run, name), job in living_jobs([task.run for task in tasks]).items():
+        if name == tasks[0].name:
+            raise UserError(
+                f"{run} has a job already: {name}, job {job.id}. See `mofore jobs {run}`; to end it: "
+                f"`mofore cancel {run}`; or give another run_dir."
+            )
+    for task in tasks:
+        _check_folder(task)
+
+
+def _check_folder(task: Task) -> None:
     run = task.run
-    living = [each for each in living_jobs(run) if each.task == task.name]
-    if living:
-        raise UserError(
-            f"{run} has a job already: {task.name}, job {living[0].id}. See `mofore jobs {run}`; to end it: "
-            f"`mofore cancel {run}`; or give another run_dir."
-        )
     owner = holder(run) if task.ranks else None
     if owner is not None:
         raise UserError(
@@ -105,8 +111,7 @@ def parameters_of(asked: Order, code: Path, dependency: str | None = None) -> di
 
 def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> list[str]:
     """One job, or an array with an element a task; returns their ids. Nothing stays behind where SLURM refuses."""
-    for task in asked.tasks:
-        check_free(task)
+    check_free(asked.tasks)
     plan = parameters_of(asked, folder / "code" / "DIGEST", dependency)
     check_slurm(asked.cluster, sbatch_script(asked.cluster, plan, folder))
     parameters = parameters_of(asked, take_snapshot(folder), dependency)
@@ -118,9 +123,7 @@ def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> l
     except (FailedJobError, FailedSubmissionError) as reason:
         raise UserError(explain(str(reason))) from reason
     for task, job in zip(asked.tasks, jobs, strict=True):
-        log = str(job.paths.stdout).replace(f"_{job.paths.task_id or 0}_log.out", "_%t_log.out")
-        note_submission(task.run, Submission(job.job_id, "slurm", task.name, task.words, asked.cluster_words, log,
-                                             time.strftime("%Y-%m-%d %H:%M:%S")))  # fmt: skip
+        _note(asked, task, job)
     return [job.job_id for job in jobs]
 
 
@@ -129,15 +132,14 @@ def run_here(asked: Order, folder: Path) -> int:
     which saves first.
     """
     (task,) = asked.tasks
-    check_free(task)
+    check_free([task])
     executor = submitit.AutoExecutor(folder, cluster=asked.cluster.executor)
     executor.update_parameters(name=asked.cluster.name, nodes=1, tasks_per_node=asked.cluster.tasks,
                                timeout_min=-(-asked.cluster.seconds // 60), stderr_to_stdout=True)  # fmt: skip
     job = executor.submit(Job(task.words))
     log = job.paths.stdout
+    _note(asked, task, job)
     print(f"job {job.job_id}: {log}", flush=True)
-    note_submission(task.run, Submission(str(job.job_id), asked.cluster.executor, task.name, task.words,
-                                         asked.cluster_words, str(log), time.strftime("%Y-%m-%d %H:%M:%S")))  # fmt: skip
     try:
         codes = job.results()
     except KeyboardInterrupt:
@@ -150,6 +152,13 @@ def run_here(asked: Order, folder: Path) -> int:
     if any(codes):
         print(f"mofore: job {job.job_id} ended with {max(codes)}, its log: {log}", file=sys.stderr)
     return max(codes)
+
+
+def _note(asked: Order, task: Task, job: submitit.Job) -> None:
+    log = re.sub(r"_\d+_log\.out$", "_%t_log.out", str(job.paths.stdout))  # a file a rank
+    told = time.strftime("%Y-%m-%d %H:%M:%S")
+    note_submission(task.run, Submission(str(job.job_id), asked.cluster.executor, task.name, task.words,
+                                         asked.cluster_words, log, told))  # fmt: skip
 
 
 def take_back(jobs: list[str]) -> None:

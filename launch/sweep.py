@@ -86,11 +86,8 @@ def submit_sweep(sweep: Sweep) -> list[str]:
     """What is missing of the sweep, to SLURM; returns a line a job. Where one is refused, none stays behind."""
     folder, lines = sweep.root / "jobs", []
     submitted: list[tuple[Path, str]] = []
-    alive = {
-        (point.pretrain.run, each.task): each.id
-        for point in sweep.points
-        for each in living_jobs(point.pretrain.run)
-    }
+    living = living_jobs([sweep.root, *(point.pretrain.run for point in sweep.points)])
+    alive = {place: each.id for place, each in living.items()}
     try:
         missing = [
             p for p in sweep.points if not p.pretrained() and (p.pretrain.run, "pretrain") not in alive
@@ -111,8 +108,11 @@ def submit_sweep(sweep: Sweep) -> list[str]:
             submitted.append((run, job))
             alive[run, "evaluate"] = job
             lines.append(f"job {job}: evaluate {run.name}" + (f", after job {before}" if before else ""))
-        if not submitted and (sweep.root / "compare.json").exists():
+        old = alive.get((sweep.root, "compare"))
+        if not submitted and (old or _compared(sweep.root)):
             return []
+        if old:  # it waits for fewer evaluations than there are now
+            take_back([old])
         waits = [job for (_, task), job in alive.items() if task == "evaluate"]
         last = Order(sweep.cluster.alone(), sweep.cluster_words, [sweep.comparison()])
         (job,) = submit_slurm(last, folder, "afterany:" + ":".join(waits) if waits else None)
@@ -123,6 +123,14 @@ def submit_sweep(sweep: Sweep) -> list[str]:
             forget_submission(run, job)
         raise
     return lines
+
+
+def _compared(root: Path) -> bool:
+    """Whether the comparison stands, with every run in it."""
+    try:
+        return not json.loads((root / "compare.json").read_text())["failures"]
+    except FileNotFoundError:
+        return False
 
 
 def run_sweep_here(sweep: Sweep) -> int:

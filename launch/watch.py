@@ -90,15 +90,15 @@ def logs(run: Path, follow: bool, rank: int) -> int:
             for line in file:
                 sys.stdout.write(line)
             sys.stdout.flush()
-            if not follow or (not living_jobs(run) and holder(run) is None):
+            if not follow or (not living_jobs([run]) and holder(run) is None):
                 return 0
-            time.sleep(1)
+            time.sleep(2)  # the queue is asked each time
 
 
 def cancel(root: Path) -> int:
     """End the jobs and local processes of the runs below a folder; a run that trains saves first."""
     runs, told = find_runs(root), 0
-    sweep = {each.id: each for run in {root, *runs} for each in living_jobs(run)}
+    sweep = {each.id: each for each in living_jobs({root, *runs}).values()}
     if sweep:
         subprocess.run(["scancel", *sweep], check=True)
         for each in sweep.values():

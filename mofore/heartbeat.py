@@ -5,13 +5,14 @@ Heartbeat   a thread a rank: tells the others that it lives and what it is at, a
 agree       every n steps: the ranks compare what must be equal on all of them
 """
 
+import contextlib
 import json
 import os
 import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
 
@@ -47,16 +48,20 @@ class Heartbeat:
 
     def __enter__(self) -> "Heartbeat":
         if world() > 1:
+            self._meet()
+            threading.Thread(target=self._talk, daemon=True).start()
+        self.answered = self.since = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True).start()
+        return self
+
+    def _meet(self) -> None:
+        with of_ranks():
             # A connection of its own: that of the process group is busy while a rank waits.
             self.place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = dist.TCPStore(*self.place, is_master=False, timeout=timedelta(seconds=self.timeout))
             self.store = dist.PrefixStore(f"mofore-beats-{run_token()}", store)
             self._tell()
             dist.barrier()
-            threading.Thread(target=self._talk, daemon=True).start()
-        self.answered = self.since = time.monotonic()
-        threading.Thread(target=self._watch, daemon=True).start()
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
@@ -71,6 +76,10 @@ class Heartbeat:
             raise RankLost(
                 self.verdict or f"a rank cannot be reached: {str(error).splitlines()[0]}"
             ) from None
+        self.ended.set()
+
+    def rest(self) -> None:
+        """What follows is this rank's own business, and may take its time."""
         self.ended.set()
 
     def at(self, word: str) -> None:
@@ -136,6 +145,19 @@ class Heartbeat:
             for number, (moves, word, at_it) in still.items()
             if moves == last
         )
+
+
+@contextlib.contextmanager
+def of_ranks() -> Iterator[None]:
+    """Where ranks meet and none is watched yet: one that does not come, or leaves, is a RankLost."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not _is_of_ranks(error):
+            raise
+        raise RankLost(
+            f"not all ranks came, or one left again, while the run began: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def _is_of_ranks(error: RuntimeError) -> bool:

@@ -33,7 +33,7 @@ from mofore.engine import (
 )
 from mofore.errors import UserError
 from mofore.guard import BadSteps, Fate, Guard
-from mofore.heartbeat import LOST, Heartbeat, RankLost, agree
+from mofore.heartbeat import LOST, Heartbeat, RankLost, agree, of_ranks
 from mofore.metrics import MetricsLog, Stopwatch
 from mofore.preemption import StopRequest
 from mofore.resume import build, check_room, go_back, load_batches, rank_batches, resume_from
@@ -58,36 +58,43 @@ def train(config: PretrainConfig) -> Outcome:
     """
     run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
     rows, short = usable_rows(manifest, config.data, clips=2)
-    device = start_ranks(config.engine.timeout)
+    with of_ranks():
+        device = start_ranks(config.engine.timeout)
     check_run(config, run_dir)
     rank_batches(config, len(rows), 0)  # what does not divide is told before anything is made
-    with hold_run(run_dir):
+    with Heartbeat(config.engine.timeout) as heart, hold_run(run_dir):
+        heart.at("reads its checkpoint")
         newest = resume_from(run_dir, manifest)
         if newest and newest.step >= config.steps:
             return Outcome(newest.step, None)
+        heart.at("builds the model")
         engine = build(config, newest, device)
         check_room(config, engine)
         if rank() == 0:
             claim_run(config, run_dir, manifest.digest, world())
             announce(manifest, config, len(rows), short)
-        return run_steps(config, engine, manifest, rows, newest)
+        saver = Saver(run_dir, config.checkpoint, state_shapes(engine))
+        outcome = run_steps(config, engine, manifest, rows, newest, saver, heart)
+        heart.rest()  # a copy to another place may take its time, and other ranks have none to make
+        saver.close()
+    return outcome
 
 
 def run_steps(
-    config: PretrainConfig, engine: Engine, manifest: Manifest, rows: np.ndarray, newest: Checkpoint | None
+    config: PretrainConfig, engine: Engine, manifest: Manifest, rows: np.ndarray, newest: Checkpoint | None,
+    saver: Saver, heart: Heartbeat,
 ) -> Outcome:  # fmt: skip
     """The loop. Every number in it but weights and moments is a function of the step."""
     run_dir, device, rates = Path(config.run_dir), engine.device, config.optimizer
     step, stopped_by = newest.step if newest else 0, None  # updates tried since the run began
     batches = load_batches(config, manifest, rows, step, device)
-    saver = Saver(run_dir, config.checkpoint, state_shapes(engine))
     guard, bad_steps = Guard(config.guard, newest.meta["guard"] if newest else None), BadSteps(run_dir)
     held = held_clips(config.watch, manifest, config.data, rows) if config.watch.every else None
     watchdog = Watchdog(config.watch, held, config.cut_batch(world())[0])
     meta = {"manifest_digest": manifest.digest, "config": asdict_plain(config), "world": world()}
     log = MetricsLog(run_dir, step, config.steps) if rank() == 0 else None
     watch, accumulation = Stopwatch(), engine.gradient_accumulation_steps()
-    with Heartbeat(config.engine.timeout) as heart, StopRequest() as stop, _closing(log):
+    with StopRequest() as stop, _closing(log):
         while step < config.steps and not stopped_by:
             rate = learning_rate(step, config.steps, rates.warmup, rates.lr, rates.final_lr)
             momentum = teacher_momentum(step, config.steps, *config.teacher.ends)
@@ -135,7 +142,6 @@ def run_steps(
                 watchdog.act(alarm, run_dir, step)
         heart.at(f"writes step {step}")
         saver.wait()
-    saver.close()  # no longer watched: a copy to another place may take its time, and other ranks have none to make
     return Outcome(step, stopped_by)
 
 

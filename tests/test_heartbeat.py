@@ -56,6 +56,29 @@ def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
         time.sleep(0.2)
 
 
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
+    """DeepSpeed's own groups would wait for it for half an hour."""
+    run = tmp_path / "run"
+    words = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", f"engine.timeout={TIMEOUT}"]
+    tasks = start_tasks(2, tmp_path, "mofore.train", *words)
+    try:
+        end = time.monotonic() + 120
+        while not (run / "owner.json").exists() and time.monotonic() < end:
+            time.sleep(0.001)
+        tasks[1].send_signal(signal.SIGSTOP)
+        code, began = tasks[0].wait(timeout=60), time.monotonic()
+    finally:
+        for task in tasks:
+            task.kill()
+            task.wait()
+    said = (tmp_path / "rank-0.log").read_text()
+    assert code == LOST, said
+    assert "mofore: rank 0 stops: " in said
+    assert time.monotonic() - began < 3 * TIMEOUT
+
+
 def processes_of(log: Path) -> list[str]:
     """Ranks that `start_tasks` started with this folder for their logs, and all that came of them."""
     mark, found = f"TASKS_OF={log}".encode(), []

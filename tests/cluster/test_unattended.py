@@ -1,6 +1,7 @@
 """Runs on a real SLURM that nobody watches: whatever ends them, they go on to the weights of the undisturbed run."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -71,9 +72,14 @@ def test_operator_requeues(user: User, undisturbed: Path, tmp_path: Path) -> Non
     run = tmp_path / "run"
     job = user.pretrain(run)
     under_way(run, job)
+    (line,) = (line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "RUNNING" in line)
+    assert line[:3] == ["run", job, "RUNNING"]
+    assert float(line[4]) > 1  # samples a second
     subprocess.run(["scontrol", "requeue", job], check=True)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
     assert [start["restart"] for start in starts(run)] == [0, 1]
+    (line,) = (line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "COMPLETED" in line)
+    assert line[3:6] == ["300/300", line[4], "1"]  # step, loss, restarts
     assert same(run, undisturbed)
 
 
@@ -148,7 +154,7 @@ def test_mistake_of_the_user_is_not_requeued(user: User, tmp_path: Path) -> None
 
 
 def test_cancelled_job_stays_cancelled_and_resumes_on_request(
-    user: User, undisturbed: Path, tmp_path: Path
+    user: User, undisturbed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = tmp_path / "run"
     job = user.pretrain(run)
@@ -169,6 +175,12 @@ def test_cancelled_job_stays_cancelled_and_resumes_on_request(
     assert ended(run, again) == "COMPLETED", log_of(run, again)
     assert same(run, undisturbed)
     assert "step 300/300" in user.mofore("logs", run).stdout
+
+    # without accounting the folder tells what the queue has forgotten
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/squeue").symlink_to(shutil.which("squeue"))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    assert "COMPLETED" in user.mofore("jobs", run).stdout
 
 
 assert str(STEPS) in LONG[0]
