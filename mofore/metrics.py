@@ -60,8 +60,7 @@ class Progress:
     """A bar on a terminal; in a file, where a bar would be one endless line, a line every few seconds."""
 
     def __init__(self, start: int, steps: int) -> None:
-        self.steps, self.start, self.begin = steps, start, time.monotonic()
-        self.last = self.begin
+        self.steps, self.last, self.at = steps, time.monotonic(), start
         self.bar = None
         if sys.stderr.isatty():
             self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
@@ -73,7 +72,8 @@ class Progress:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(numbers, refresh=False)
         elif now - self.last >= LINE_EVERY or step == self.steps:
-            self.last, speed = now, max(step - self.start, 1) / (now - self.begin)
+            speed = (step - self.at) / (now - self.last)  # since the line before
+            self.last, self.at = now, step
             said = "  ".join(f"{name} {number}" for name, number in numbers.items())
             left = tqdm.format_interval((self.steps - step) / speed)
             print(
@@ -84,7 +84,7 @@ class Progress:
 
     def back(self, step: int) -> None:
         """The run goes back to this step."""
-        self.start, self.begin = step, time.monotonic()
+        self.at = step
         if self.bar is not None:
             self.bar.n = step
             self.bar.refresh()
