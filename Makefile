@@ -1,10 +1,8 @@
-# make env | demo | test | lint: each makes what it needs. Python 3.11, g++ and make are all that must be there.
+# make env | demo | test | lint: each makes what it needs. Python 3.11 and make are all that must be there.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# DeepSpeed compiles one small extension, once, here.
-export TORCH_EXTENSIONS_DIR ?= $(CURDIR)/$(VENV)/torch_extensions
 
 .PHONY: env demo test lint clean
 
@@ -14,7 +12,6 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --no-compile --constraint constraints.txt --editable '.[dev]'
-	$(BIN)/python -c 'from mofore.engine import start_ranks; start_ranks(60)'
 	touch $@
 
 demo: env

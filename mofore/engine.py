@@ -4,6 +4,7 @@ The only module that imports deepspeed. Every run goes through it, one process o
 the code that a cluster will run.
 """
 
+import importlib
 import logging
 import os
 import socket
@@ -32,6 +33,10 @@ from torch import Tensor, nn
 from mofore.distributed import rank
 from mofore.errors import UserError
 from mofore.types import Batch, Piece
+
+# On CPUs DeepSpeed compiles an operator for inference and meets the other ranks in shared memory, where it waits
+# without end for one that died. Training uses nothing of it. (The attribute deepspeed.comm.torch is torch itself.)
+vars(importlib.import_module("deepspeed.comm.torch"))["build_shm_op"] = lambda: None
 
 Engine = Any  # deepspeed.DeepSpeedEngine: it has no types to check against
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from deepspeed.comm.torch import TorchBackend
 
 from mofore import heartbeat as module
 from mofore.errors import UserError
@@ -77,6 +78,11 @@ def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
     assert code == LOST, said
     assert "mofore: rank 0 stops: " in said
     assert time.monotonic() - began < 3 * TIMEOUT
+
+
+def test_ranks_do_not_meet_in_shared_memory():
+    """Where DeepSpeed waits without end; it would also compile for a minute, and say so on every start."""
+    assert TorchBackend.__init__.__globals__["build_shm_op"]() is None
 
 
 def processes_of(log: Path) -> list[str]:

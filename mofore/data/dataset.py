@@ -5,7 +5,8 @@ before or after a resume.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -73,30 +74,31 @@ class PretrainClips(Dataset[Sample]):
 
     def __getitem__(self, key: tuple[int, int]) -> Sample:
         epoch, position = key
-        row, config = int(self.rows[position]), self.config
-        rng = np.random.default_rng((self.seed, epoch, row))
-        video = self.manifest[row]
+        row = int(self.rows[position])
+        rng, video = np.random.default_rng((self.seed, epoch, row)), self.manifest[row]
         with told(video):
             reader = open_video(video)
-            windows = draw_windows(
-                rng,
-                frame_times(reader),
-                video.duration,
-                config.frames,
-                config.fps,
-                config.targets,
-                config.gap,
-            )
-            indices = np.concatenate([windows.context[None], windows.targets])
-            frames = read_frames(reader, indices.ravel())
-        place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
-        images = cut(frames, place, config.size).unflatten(0, indices.shape)
-        clips = torch.stack([recolour(rng, clip, config.augment) for clip in images]).transpose(1, 2)
-        kept = np.empty(0, dtype=np.int64)
-        if config.keep < 1:
-            kept = np.sort(rng.permutation(self.tokens)[: max(1, round(config.keep * self.tokens))])
-        gaps = torch.from_numpy(windows.gaps)
-        return Sample(clips[0].contiguous(), clips[1:].contiguous(), gaps, row, torch.from_numpy(kept))
+            times = frame_times(reader)
+            read = functools.partial(read_frames, reader)
+            return draw_sample(rng, times, video.duration, read, row, self.config, self.tokens)
+
+
+def draw_sample(
+    rng: np.random.Generator, times: np.ndarray, duration: float, read: Callable[[np.ndarray], np.ndarray], row: int,
+    config: DataConfig, tokens: int,
+) -> Sample:  # fmt: skip
+    """Windows, one read of their frames, and views. times: f64 [n] seconds; read: i64 [m] -> u8 [m, H, W, 3]."""
+    windows = draw_windows(rng, times, duration, config.frames, config.fps, config.targets, config.gap)
+    indices = np.concatenate([windows.context[None], windows.targets])
+    frames = read(indices.ravel())
+    place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
+    images = cut(frames, place, config.size).unflatten(0, indices.shape)
+    clips = torch.stack([recolour(rng, clip, config.augment) for clip in images]).transpose(1, 2)
+    kept = np.empty(0, dtype=np.int64)
+    if config.keep < 1:
+        kept = np.sort(rng.permutation(tokens)[: max(1, round(config.keep * tokens))])
+    gaps = torch.from_numpy(windows.gaps)
+    return Sample(clips[0].contiguous(), clips[1:].contiguous(), gaps, row, torch.from_numpy(kept))
 
 
 class EvaluationClips(Dataset[tuple[Tensor, int]]):
