@@ -55,7 +55,7 @@ class Heartbeat:
         return self
 
     def _meet(self) -> None:
-        with of_ranks():
+        with meeting(self.timeout):
             # A connection of its own: that of the process group is busy while a rank waits.
             self.place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
             store = dist.TCPStore(*self.place, is_master=False, timeout=timedelta(seconds=self.timeout))
@@ -148,8 +148,14 @@ class Heartbeat:
 
 
 @contextlib.contextmanager
-def of_ranks() -> Iterator[None]:
-    """Where ranks meet and none is watched yet: one that does not come, or leaves, is a RankLost."""
+def meeting(timeout: float) -> Iterator[None]:
+    """Where ranks meet and none is watched yet: one that does not come, leaves or hangs is a RankLost.
+
+    A client of the store waits without end for a host that is stopped, so after twice the timeout this process ends.
+    """
+    give_up = threading.Timer(2 * timeout, _give_up, [2 * timeout])
+    give_up.daemon = True
+    give_up.start()
     try:
         yield
     except RuntimeError as error:
@@ -158,6 +164,19 @@ def of_ranks() -> Iterator[None]:
         raise RankLost(
             f"not all ranks came, or one left again, while the run began: {str(error).splitlines()[0]}"
         ) from error
+    finally:
+        give_up.cancel()
+
+
+def _give_up(seconds: float) -> None:
+    number, place = (os.environ.get(name, "?") for name in ("RANK", "MASTER_ADDR"))
+    print(
+        f"mofore: rank {number} stops: the ranks have not met at {place} within {seconds:.0f} s: one is stopped or cut off. "
+        "The same command goes on.",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(LOST)
 
 
 def _is_of_ranks(error: RuntimeError) -> bool:

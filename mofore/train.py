@@ -33,7 +33,7 @@ from mofore.engine import (
 )
 from mofore.errors import UserError
 from mofore.guard import BadSteps, Fate, Guard
-from mofore.heartbeat import LOST, Heartbeat, RankLost, agree, of_ranks
+from mofore.heartbeat import LOST, Heartbeat, RankLost, agree, meeting
 from mofore.metrics import MetricsLog, Stopwatch
 from mofore.preemption import StopRequest
 from mofore.resume import build, check_room, go_back, load_batches, rank_batches, resume_from
@@ -58,7 +58,7 @@ def train(config: PretrainConfig) -> Outcome:
     """
     run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
     rows, short = usable_rows(manifest, config.data, clips=2)
-    with of_ranks():
+    with meeting(config.engine.timeout):
         device = start_ranks(config.engine.timeout)
     check_run(config, run_dir)
     rank_batches(config, len(rows), 0)  # what does not divide is told before anything is made

@@ -21,7 +21,9 @@ def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> 
     return done.stdout
 
 
-def start_tasks(world: int, log: Path, module: str, *arguments: str) -> list[subprocess.Popen]:
+def start_tasks(
+    world: int, log: Path, module: str, *arguments: str, **environment: str
+) -> list[subprocess.Popen]:
     """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's sake."""
     common = {
         "TASKS_OF": str(log),
@@ -36,5 +38,5 @@ def start_tasks(world: int, log: Path, module: str, *arguments: str) -> list[sub
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", module, *arguments]
             tasks.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file,
-                                          env=os.environ | common | own, start_new_session=True))  # fmt: skip
+                                          env=os.environ | common | own | environment, start_new_session=True))  # fmt: skip
     return tasks

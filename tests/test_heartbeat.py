@@ -3,6 +3,7 @@
 import contextlib
 import json
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -78,6 +79,26 @@ def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
     assert code == LOST, said
     assert "mofore: rank 0 stops: " in said
     assert time.monotonic() - began < 3 * TIMEOUT
+
+
+@pytest.mark.ranks
+@pytest.mark.slow
+def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, manifest):
+    """A client of torch's store waits for it without end."""
+    words = [*SMALL, f"data.manifest={manifest}", f"run_dir={tmp_path / 'run'}", "engine.timeout=4"]
+    with socket.socket() as silent:  # takes connections and never answers, as a stopped process does
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        (task,) = start_tasks(1, tmp_path, "mofore.train", *words, RANK="1", WORLD_SIZE="2",
+                              MASTER_PORT=str(silent.getsockname()[1]))  # fmt: skip
+        try:
+            code = task.wait(timeout=60)
+        finally:
+            task.kill()
+            task.wait()
+    said = (tmp_path / "rank-0.log").read_text()
+    assert code == LOST, said
+    assert "mofore: rank 1 stops: " in said
 
 
 def test_ranks_do_not_meet_in_shared_memory():
