@@ -84,7 +84,8 @@ class Cluster:
 
     def kill_node(self, node: str) -> None:
         """As if the machine had lost its power: the daemon, the steps, and all that they started."""
-        tasks = {pid for pid in _processes() if f"SLURMD_NODENAME={node}" in _environment(pid)}
+        marks = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.conf}"}
+        tasks = {pid for pid in _processes() if marks <= set(_environment(pid))}
         steps = {_parent(pid) for pid in tasks} - tasks
         for pid in [self.running[node].pid, *steps, *tasks]:
             with contextlib.suppress(ProcessLookupError):

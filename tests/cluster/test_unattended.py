@@ -58,14 +58,22 @@ def test_preempted_job_saves_is_requeued_and_goes_on(
 
 
 def test_time_limit(user: User, undisturbed: Path, tmp_path: Path) -> None:
-    """SIGUSR2 ahead of the limit, which SLURM itself sends; the job is requeued as often as it takes."""
+    """SIGUSR2 ahead of the limit, sent by SLURM itself; the batch script puts the job back."""
     run = tmp_path / "run"
-    job = user.pretrain(run, "cluster.time=1m")
-    under_way(run, job)
-    # SLURM signals up to a minute before it is asked to, so a limit that leaves time to start is set on the way
-    subprocess.run(["scontrol", "update", f"JobId={job}", "TimeLimit=1"], check=True)
+    # what takes its time and changes no number: SLURM looks at limits twice a minute
+    job = user.pretrain(run, "watch.every=1", "watch.videos=40", "checkpoint.every=1")
+    under_way(run, job, 5)
+    set_limit(job, 1)  # so that the end is near, whatever the machine took to start
+    until(lambda: "stopped by SIGUSR2" in log_of(run, job), 90, lambda: log_of(run, job))
+    until(lambda: "back into the queue" in log_of(run, job), 30, lambda: log_of(run, job))
+    set_limit(job, 10)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert len(starts(run)) == 2
     assert same(run, undisturbed)
+
+
+def set_limit(job: str, minutes: int) -> None:
+    subprocess.run(["scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}"], check=True)
 
 
 def test_operator_requeues(user: User, undisturbed: Path, tmp_path: Path) -> None:
