@@ -93,13 +93,18 @@ def log_of(run: Path, job: str, rank: int = 0) -> str:
 
 def ended(run: Path, job: str, seconds: float = 240) -> str:
     """Wait for the end of a job, hastening what waits for its delay after a requeue; returns its state."""
+    seen: list[float] = []  # since when it looks ended
 
     def over() -> bool:
         waiting = told("squeue", "--noheader", "--states=PENDING", f"--jobs={job}", "--format=%r")
         if "BeginTime" in waiting:  # SLURM lets a requeued job wait for two minutes
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
-        # accounting hears of an end a moment later than the queue
-        return told("squeue", "--noheader", f"--jobs={job}", "--format=%T") == "" and state_of(job) in ENDS
+        if told("squeue", "--noheader", f"--jobs={job}", "--format=%T") or state_of(job) not in ENDS:
+            seen.clear()
+            return False
+        # on its way back into the queue a job looks failed for a moment
+        seen.append(time.monotonic())
+        return seen[-1] - seen[0] > 4
 
     until(over, seconds, lambda: told("scontrol", "show", "job", job) + log_of(run, job)[-3000:])
     return state_of(job)
