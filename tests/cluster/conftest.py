@@ -98,7 +98,7 @@ def ended(run: Path, job: str, seconds: float = 240) -> str:
     def over() -> bool:
         waiting = told("squeue", "--noheader", "--states=PENDING", f"--jobs={job}", "--format=%r")
         if "BeginTime" in waiting:  # SLURM lets a requeued job wait for two minutes
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=True)
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
         if told("squeue", "--noheader", f"--jobs={job}", "--format=%T") or state_of(job) not in ENDS:
             seen.clear()
             return False
