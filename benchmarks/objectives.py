@@ -1,0 +1,192 @@
+"""Ways to train one backbone from the same batches: ours in any configuration, the alternatives, and with labels.
+
+Each is a module whose `loss(batch, labels)` is minimised and whose `encoder` is evaluated; `after(momentum)` moves
+its teacher, where it has one. The alternatives follow their papers in what they predict and how; sizes are those of
+the backbone at hand.
+"""
+
+import copy
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from mofore.config import PretrainConfig
+from mofore.ema import update_teacher
+from mofore.losses import info_nce, normalise
+from mofore.models.encoder import VideoEncoder, pick
+from mofore.models.positions import sincos, sincos_space, to_tubelets
+from mofore.pretraining import Pretraining
+from mofore.types import Batch
+
+
+class Objective(nn.Module):
+    """A student, and a teacher where the paper has one."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.student = VideoEncoder(config.backbone, config.data.frames, config.data.size)
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        """What is evaluated."""
+        return getattr(self, "teacher", self.student)
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def after(self, momentum: float) -> None:
+        """After each update."""
+        if hasattr(self, "teacher"):
+            update_teacher(self.teacher, self.student, momentum)
+
+    def make_teacher(self) -> None:
+        self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+
+    def predictor(self) -> tuple[nn.Module, nn.Parameter]:
+        """A transformer over all places of a clip, as wide and deep as ours; and its positions [1, N, d]."""
+        config = self.config
+        steps, side = config.data.frames // config.backbone.tubelet, config.data.size // config.backbone.patch
+        dim = config.forecaster.dim
+        places = (sincos(steps, dim)[:, None] + sincos_space(side, dim)[None]).flatten(0, 1)[None]
+        blocks = [Block(dim, config.forecaster.heads, qkv_bias=True) for _ in range(config.forecaster.depth)]
+        return nn.Sequential(*blocks, nn.LayerNorm(dim)), nn.Parameter(places)
+
+
+class Forecasting(Objective):
+    """Ours."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        nn.Module.__init__(self)
+        self.whole = Pretraining(config.model())
+
+    @property
+    def encoder(self) -> VideoEncoder:
+        return self.whole.teacher
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        targets = self.whole.teach(batch)
+        return self.whole(batch, targets, targets.keys.flatten(0, 1)).total
+
+    def after(self, momentum: float) -> None:
+        update_teacher(self.whole.teacher, self.whole.student, momentum)
+
+
+class Supervised(Objective):
+    """The ceiling: cross-entropy on the mean token of context and target, each by itself."""
+
+    def __init__(self, config: PretrainConfig, classes: int) -> None:
+        super().__init__(config)
+        self.head = nn.Linear(self.student.dim, classes)
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        clips = torch.cat([batch.context, batch.targets[:, 0]])
+        return F.cross_entropy(self.head(self.student.embed(clips)), labels.repeat(2), label_smoothing=0.1)
+
+
+class VideoMAE(Objective):
+    """Tong et al. 2022: 90% of the tubes are masked, their normalised pixels reconstructed (MSE)."""
+
+    MASKED = 0.9
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        self.decoder, self.places = self.predictor()
+        dim = config.forecaster.dim
+        self.narrow, self.mask = nn.Linear(self.student.dim, dim), nn.Parameter(torch.zeros(1, 1, dim))
+        self.pixels = nn.Linear(dim, 3 * config.backbone.tubelet * config.backbone.patch**2)
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        config, clips = self.config, batch.context
+        steps, side = config.data.frames // config.backbone.tubelet, config.data.size // config.backbone.patch
+        order = torch.rand(len(clips), side * side).argsort(dim=1)  # a tube is a place at all times
+        seen = max(1, round((1 - self.MASKED) * side * side))
+        tubes = torch.arange(steps).view(1, -1, 1) * side * side + order[:, None, :]
+        kept, hidden = tubes[:, :, :seen].flatten(1), tubes[:, :, seen:].flatten(1)
+        tokens = self.narrow(self.student(clips, kept)) + pick(self.places, kept)
+        queries = self.mask + pick(self.places, hidden)
+        out = self.pixels(self.decoder(torch.cat([tokens, queries], dim=1))[:, kept.shape[1] :])
+        tubelets = to_tubelets(
+            (clips - self.student.mean) / self.student.std, self.student.t, self.student.p
+        ).flatten(1, 2)
+        return F.mse_loss(out, F.layer_norm(pick(tubelets, hidden), tubelets.shape[-1:]))
+
+
+class VJEPA(Objective):
+    """Bardes et al. 2024: from a part of a clip's tokens, what an EMA encoder sees at the others (L1)."""
+
+    SEEN = 0.25  # the published multi-block masks leave 10 to 25%
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        self.make_teacher()
+        self.narrow, self.mask = (
+            nn.Linear(self.student.dim, config.forecaster.dim),
+            nn.Parameter(torch.zeros(1, 1, config.forecaster.dim)),
+        )
+        self.forecaster, self.places = self.predictor()
+        self.wide = nn.Linear(config.forecaster.dim, self.student.dim)
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        clips = batch.context
+        with torch.no_grad():
+            wanted = normalise(self.teacher(clips).float())
+        order = torch.rand(len(clips), wanted.shape[1]).argsort(dim=1)
+        seen = max(1, round(self.SEEN * wanted.shape[1]))
+        kept, hidden = order[:, :seen].sort(dim=1).values, order[:, seen:].sort(dim=1).values
+        tokens = self.narrow(self.student(clips, kept)) + pick(self.places, kept)
+        queries = self.mask + pick(self.places, hidden)
+        out = self.wide(self.forecaster(torch.cat([tokens, queries], dim=1))[:, seen:])
+        return F.l1_loss(out, pick(wanted, hidden))
+
+
+class Instance(Objective):
+    """He et al. 2020, Chen et al. 2021 (MoCo v3, without its queue): two clips of a video find each other (InfoNCE)."""
+
+    TEMPERATURE = 0.2
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        self.project = mlp(self.student.dim)
+        self.make_teacher()
+        self.teacher_project = copy.deepcopy(self.project).requires_grad_(
+            False
+        )  # batch norm in training mode
+        self.predict = mlp(self.student.dim)
+
+    def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        pairs = (
+            torch.cat([batch.context, batch.targets[:, 0]]),
+            torch.cat([batch.targets[:, 0], batch.context]),
+        )
+        queries = self.predict(self.project(self.student.embed(pairs[0])))
+        with torch.no_grad():
+            keys = self.teacher_project(self.teacher.embed(pairs[1]))
+        return queries, keys
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        own = torch.arange(len(batch.context))
+        halves = zip(*(part.chunk(2) for part in self.queries_and_keys(batch)), strict=True)
+        losses = [info_nce(query, key, own, self.TEMPERATURE)[0] for query, key in halves]
+        return torch.stack(losses).sum() * self.TEMPERATURE
+
+    def after(self, momentum: float) -> None:
+        super().after(momentum)
+        update_teacher(self.teacher_project, self.project, momentum)
+
+
+class BYOL(Instance):
+    """Grill et al. 2020, as Feichtenhofer et al. 2021 for video: two clips predict each other, without negatives."""
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        queries, keys = self.queries_and_keys(batch)
+        return 2 - 2 * F.cosine_similarity(queries, keys).mean()
+
+
+def mlp(dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.BatchNorm1d(4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
+
+
+ALTERNATIVES = {"VideoMAE": VideoMAE, "V-JEPA": VJEPA, "instance contrast (MoCo v3)": Instance, "BYOL": BYOL}
