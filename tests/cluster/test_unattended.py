@@ -1,7 +1,9 @@
 """Runs on a real SLURM that nobody watches: whatever ends them, they go on to the weights of the undisturbed run."""
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -58,16 +60,16 @@ def test_preempted_job_saves_is_requeued_and_goes_on(
 
 
 def test_time_limit(user: User, undisturbed: Path, tmp_path: Path) -> None:
-    """SIGUSR2 ahead of the limit, sent by SLURM itself; the batch script puts the job back."""
+    """SIGUSR2 ahead of the limit, sent by SLURM itself. It looks at limits twice a minute: the run is held until then."""
     run = tmp_path / "run"
-    # what takes its time and changes no number: SLURM looks at limits twice a minute
-    job = user.pretrain(run, "watch.every=1", "watch.videos=40", "checkpoint.every=1")
-    under_way(run, job, 5)
-    set_limit(job, 1)  # so that the end is near, whatever the machine took to start
-    until(lambda: "stopped by SIGUSR2" in log_of(run, job), 90, lambda: log_of(run, job))
-    until(lambda: "back into the queue" in log_of(run, job), 30, lambda: log_of(run, job))
+    job = user.pretrain(run, "engine.timeout=300")
+    under_way(run, job, 10)
+    os.kill(json.loads((run / "owner.json").read_text())["pid"], signal.SIGSTOP)
+    set_limit(job, 1)  # SLURM sends SIGCONT with its signal
+    until(lambda: "back into the queue" in log_of(run, job), 120, lambda: log_of(run, job))
     set_limit(job, 10)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
+    assert "stopped by SIGUSR2" in log_of(run, job)
     assert len(starts(run)) == 2
     assert same(run, undisturbed)
 
