@@ -119,12 +119,13 @@ def run(
         ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *words, *RECIPES[name]],
     )
     objective = build(name, config, len(set(footage.labels)))
-    steps, loss, encode = 0, float("nan"), objective.encoder.embed
+    steps, loss, encode = 0, None, objective.encoder.embed
     if name in ("pixels", "frame differences"):
         encode = {"pixels": pixels, "frame differences": frame_differences}[name]
     elif name != "untrained":
         steps, loss = train(objective, config, footage, 60 * minutes, seed)
     scores = measure(features(encode, footage, config, part))
+    config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "part": part, "words": words,
             "steps": steps, "loss": loss, "scores": scores, "commit": code_commit(), "config": asdict_plain(config)}  # fmt: skip
 

@@ -95,6 +95,11 @@ class ClusterConfig:
         return self.tasks_per_node or self.gpus_per_node or 1
 
     @property
+    def worlds(self) -> list[int]:
+        """Every number of ranks that the job may get."""
+        return [self.tasks * nodes for nodes in range(self.fewest, self.most + 1)]
+
+    @property
     def seconds(self) -> int:
         """The time limit."""
         for pattern in TIMES:

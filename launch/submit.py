@@ -31,8 +31,8 @@ from launch.cluster import ClusterConfig, check_slurm, explain, sbatch_parameter
 from launch.jobs import Job, setup, teardown
 from launch.runs import Submission, holder, living_jobs, note_submission
 from launch.snapshot import take_snapshot
-from launch.tasks import Task, parse_task
-from mofore.config import compose, describe, word_of
+from launch.tasks import Task, parse_task, word_of
+from mofore.config import compose, describe
 from mofore.errors import UserError
 
 
@@ -68,7 +68,7 @@ def order(words: list[str]) -> Order:
     """Everything that can be known to be wrong before a submission raises UserError here."""
     cluster_words, rest = split_words(words)
     cluster = cluster_of(cluster_words)
-    task = parse_task(rest, [cluster.tasks * nodes for nodes in range(cluster.fewest, cluster.most + 1)])
+    task = parse_task(rest, cluster.worlds)
     return Order(cluster if task.ranks else cluster.alone(), cluster_words, [task])
 
 

@@ -55,15 +55,12 @@ def plan(words: list[str]) -> Sweep:
     cluster = cluster_of(cluster_words)
     evaluation = [word.removeprefix("evaluate.") for word in rest if word.startswith("evaluate.")]
     rest = [word for word in rest if not word.startswith("evaluate.")]
-    worlds = [cluster.tasks * nodes for nodes in range(cluster.fewest, cluster.most + 1)]
-    points, root = [], None
-    for common, varied in expand([*sweep_words(rest)]):
-        base = parse_task(common, worlds)
-        root = base.run
+    combinations = expand(sweep_words(rest))
+    root, points = parse_task(combinations[0][0], cluster.worlds).run, []
+    for common, varied in combinations:
         run = root / ",".join(word.rpartition("/")[2] for word in varied)
-        pretrain = parse_task([*common, *varied, f"run_dir='{run}'"], worlds)
-        points.append(Point(pretrain, parse_task(["task=evaluate", f"run='{run}'", *evaluation], worlds)))
-    assert root is not None
+        pretrain = parse_task([*common, *varied, f"run_dir='{run}'"], cluster.worlds)
+        points.append(Point(pretrain, parse_task(["task=evaluate", f"run='{run}'", *evaluation], [1])))
     return Sweep(root, cluster, cluster_words, points)
 
 

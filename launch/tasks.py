@@ -9,7 +9,7 @@ from typing import NamedTuple
 import fsspec
 
 from launch import cli
-from mofore.config import EvaluateConfig, PretrainConfig, asdict_plain, compose, word_of
+from mofore.config import EvaluateConfig, PretrainConfig, asdict_plain, compose, flatten
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
 
@@ -83,3 +83,22 @@ def check_reach(uri: str, manifest: str) -> None:
 def everywhere(path: str) -> str:
     """A path that holds in any working directory; a URL is left as it is."""
     return path if "://" in path else str(Path(path).absolute())
+
+
+def word_of(key: str, value: object) -> str:
+    """KEY=VALUE as hydra reads it, whatever characters the value has."""
+    if value is None:
+        return f"{key}=null"
+    if isinstance(value, bool):
+        return f"{key}={str(value).lower()}"
+    if isinstance(value, (int, float)):
+        return f"{key}={value}"
+    if isinstance(value, list):
+        return f"{key}=[{','.join(word_of('', item)[1:] for item in value)}]"
+    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{key}='{escaped}'"
+
+
+def words_of(config: PretrainConfig) -> list[str]:
+    """The words that compose this configuration, a word a key."""
+    return [word_of(key, value) for key, value in flatten(asdict_plain(config)).items()]

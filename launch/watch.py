@@ -122,7 +122,8 @@ def resume(run: Path, changes: list[str]) -> int:
     """Go on with a run as it was submitted last, or started; `changes` may be what does not change what is computed."""
     from launch.submit import main as submit
     from launch.submit import split_words
-    from mofore.config import asdict_plain, flatten, read_config, word_of
+    from launch.tasks import words_of
+    from mofore.config import read_config
     from mofore.train import main as pretrain
 
     cluster_changes, changes = split_words(changes)
@@ -133,9 +134,8 @@ def resume(run: Path, changes: list[str]) -> int:
     if config:
         check_safe(run, config, changes)
     if not known:
-        words = [f"run_dir='{run}'", *(word_of(key, value) for key, value in flatten(asdict_plain(config)).items()
-                                       if key != "run_dir")]  # fmt: skip
-        return pretrain([*words, *changes])
+        assert config is not None
+        return pretrain([*words_of(config), f"run_dir='{run}'", *changes])
     last: Submission = known[-1]
     if last.executor != "slurm":
         print(f"going on as job {last.id} was submitted", flush=True)
@@ -144,7 +144,8 @@ def resume(run: Path, changes: list[str]) -> int:
 
 def check_safe(run: Path, config: "PretrainConfig", changes: list[str]) -> None:
     """UserError where a change would make another run of it."""
-    from mofore.config import PretrainConfig, asdict_plain, compose, flatten, word_of
+    from launch.tasks import words_of
+    from mofore.config import PretrainConfig, compose
     from mofore.run import FREE
 
     keys = [word.partition("=")[0] for word in changes]
@@ -154,4 +155,4 @@ def check_safe(run: Path, config: "PretrainConfig", changes: list[str]) -> None:
             f"{other[0]} decides what {run} computes, so it cannot change on the way: start another run. "
             f"These may change: {', '.join(f'{key}*' if key.endswith('.') else key for key in FREE if key != 'run_dir')}."
         )
-    compose(PretrainConfig, [*(word_of(k, v) for k, v in flatten(asdict_plain(config)).items()), *changes])
+    compose(PretrainConfig, [*words_of(config), *changes])

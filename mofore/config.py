@@ -232,18 +232,6 @@ def flatten(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
     return flat
 
 
-def word_of(key: str, value: object) -> str:
-    """KEY=VALUE as hydra reads it, whatever characters the value has."""
-    if value is None or isinstance(value, (bool, int, float)):
-        return (
-            f"{key}={'null' if value is None else str(value).lower() if isinstance(value, bool) else value}"
-        )
-    if isinstance(value, list):
-        return f"{key}=[{','.join(word_of('', item)[1:] for item in value)}]"
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
 def write_config(config: PretrainConfig, path: Path) -> None:
     path.write_text(yaml.safe_dump(asdict_plain(config), sort_keys=False))
 
