@@ -22,7 +22,7 @@ from mofore.data.prepare import prepare
 from mofore.engine import free_port
 from mofore.listing import committed
 
-STEPS, EVERY, TIMEOUT = 24, 3, 5
+STEPS, EVERY, TIMEOUT = 24, 3, 10
 RECIPE = (
     f"steps={STEPS}", f"checkpoint.every={EVERY}", f"engine.timeout={TIMEOUT}", "global_batch=8", "micro_batch=2",
     "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",

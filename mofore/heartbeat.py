@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from datetime import timedelta
 from types import TracebackType
 
@@ -45,14 +45,19 @@ class Heartbeat:
         self.answered = time.monotonic()  # when the store last did
         self.ended = threading.Event()
         self.leaving = False  # the main thread ends the run
+        self.threads: list[threading.Thread] = []
 
     def __enter__(self) -> "Heartbeat":
         if world() > 1:
             self._meet()
-            threading.Thread(target=self._talk, daemon=True).start()
+            self._start(self._talk)
         self.answered = self.since = time.monotonic()
-        threading.Thread(target=self._watch, daemon=True).start()
+        self._start(self._watch)
         return self
+
+    def _start(self, work: Callable[[], None]) -> None:
+        self.threads.append(threading.Thread(target=work, daemon=True))
+        self.threads[-1].start()
 
     def _meet(self) -> None:
         with meeting(self.timeout):
@@ -77,6 +82,8 @@ class Heartbeat:
                 self.verdict or f"a rank cannot be reached: {str(error).splitlines()[0]}"
             ) from None
         self.ended.set()
+        for thread in self.threads:  # one that is in the store while Python ends would end it by SIGABRT
+            thread.join(self.timeout)
 
     def rest(self) -> None:
         """What follows is this rank's own business, and may take its time."""

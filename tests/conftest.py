@@ -15,9 +15,11 @@ import torch.distributed as dist
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
+from tests.ranks import warm_up
 from tests.small import SMALL
 
 torch.set_num_threads(1)
+warm_up()
 
 
 @pytest.fixture(scope="session")

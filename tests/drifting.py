@@ -1,4 +1,4 @@
-"""Run under torchrun: a bit of one weight of rank 1 flips between two steps, and the ranks find it."""
+"""Run as a rank: a bit of one weight of rank 1 flips between two steps, and the ranks find it."""
 
 import sys
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mofore.config import PretrainConfig, compose
-from tests.ranks import torchrun
+from tests.ranks import run_ranks, torchrun
 from tests.small import SMALL, distance, metrics, state
 from tests.test_training import assert_same_run, plain_loop, resume_from_half
 
@@ -32,7 +32,7 @@ def train_all(folder: Path, runs: dict[str, tuple[int, int]], *words: str) -> No
     for world in WORLDS:
         specs = [f"{run}:engine.zero={stage}" for run, (ranks, stage) in runs.items() if ranks == world]
         if specs:
-            torchrun(world, "tests.train_runs", str(folder), ",".join(specs), *SMALL, *words, timeout=500)
+            run_ranks(world, "tests.train_runs", str(folder), ",".join(specs), *SMALL, *words, timeout=500)
 
 
 def move_all(folder: Path, whole: Path, moves: list, *words: str) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import torchrun
+from tests.ranks import run_ranks, torchrun
 from tests.small import SMALL, differing, metrics, state
 from tests.test_training import assert_same_run, resume_from_half
 
@@ -27,7 +27,7 @@ def two_ranks(tmp_path_factory, manifest) -> Path:
         *(runs_of(stage) for stage in STAGES),
         f"zero-{RECOMPUTED}:engine.zero=3:backbone.checkpoint_every=1",
     ]
-    torchrun(2, "tests.train_runs", str(folder), ",".join(runs), *SMALL, f"data.manifest={manifest}")
+    run_ranks(2, "tests.train_runs", str(folder), ",".join(runs), *SMALL, f"data.manifest={manifest}")
     return folder
 
 
@@ -39,7 +39,7 @@ def resumed(two_ranks, manifest) -> Path:
     for stage in STAGES:
         resume_from_half(two_ranks / f"zero-{stage}", folder / f"zero-{stage}")
     runs = ",".join(runs_of(stage) for stage in STAGES)
-    torchrun(2, "tests.train_runs", str(folder), runs, *SMALL, f"data.manifest={manifest}")
+    run_ranks(2, "tests.train_runs", str(folder), runs, *SMALL, f"data.manifest={manifest}")
     return folder
 
 

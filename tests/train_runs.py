@@ -1,4 +1,4 @@
-"""Run under torchrun: train several runs one after the other, each in a folder of its own.
+"""Run as a rank: train several runs one after the other, each in a folder of its own.
 
 python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...  The last words are for all of them.
 """

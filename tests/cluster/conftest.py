@@ -15,16 +15,16 @@ from tests.ranks import REPOSITORY
 
 # 300 steps of some hundredths of a second: long enough to be hit on the way
 LONG = (
-    "steps=300", "global_batch=4", "workers=1", "checkpoint.every=25", "watch.every=0",
+    "steps=300", "global_batch=4", "workers=0", "checkpoint.every=25", "watch.every=0",
     "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",
     "data.frames=4", "data.fps=12", "data.size=32", "data.targets=1", "data.gap.max=0.5",
-    "forecaster.dim=48", "forecaster.depth=1", "forecaster.heads=3", "engine.timeout=20",
+    "forecaster.dim=48", "forecaster.depth=1", "forecaster.heads=3", "engine.timeout=90",
 )  # fmt: skip
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.signal_delay=30", "cluster.time=10m")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if "slurm" not in os.environ.get("MOFORE_REQUIRE", ""):
         pytest.skip(
@@ -100,7 +100,9 @@ def ended(run: Path, job: str, seconds: float = 240) -> str:
     def over() -> bool:
         waiting = told("squeue", "--noheader", "--states=PENDING", f"--jobs={job}", "--format=%r")
         if "BeginTime" in waiting:  # SLURM lets a requeued job wait for two minutes
-            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now"], check=False)
+            # not at once: SLURM tells two starts of a job apart by the second, and refuses to start it then
+            subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], check=False)
+            time.sleep(4)
         if told("squeue", "--noheader", f"--jobs={job}", "--format=%T") or state_of(job) not in ENDS:
             seen.clear()
             return False

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.submit import main
 from tests.cluster.conftest import LONG, SLURM, User, ended, log_of, state_of, until
 from tests.cluster.slurm import told
 
@@ -31,12 +32,14 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_told_and_nothing_is_submitted(mistake: str, user: User, tmp_path: Path) -> None:
+def test_mistake_is_told_and_nothing_is_submitted(
+    mistake: str, user: User, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     words, said = MISTAKES[mistake]
-    done = user.submit(*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={tmp_path / 'run'}", *words)
-    assert done.returncode == 2, done.stdout
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+    code = main([*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={tmp_path / 'run'}", *words])
+    told_user = capsys.readouterr()
+    assert code == 2, told_user.out
+    assert said in told_user.err
     assert told("squeue", "--noheader") == ""
     assert not list(tmp_path.iterdir())
 

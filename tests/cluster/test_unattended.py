@@ -50,7 +50,7 @@ def test_preempted_job_saves_is_requeued_and_goes_on(
 ) -> None:
     """SIGTERM, without a grace time and with one; submitit by itself bypasses it."""
     run = tmp_path / "run"
-    job = user.pretrain(run, f"cluster.partition={partition}")
+    job = user.pretrain(run, f"cluster.partition={partition}", "workers=1")
     under_way(run, job)
     preempt()
     assert ended(run, job) == "COMPLETED", log_of(run, job)
@@ -116,7 +116,7 @@ def test_lost_node_and_what_is_left_of_the_cluster(
 ) -> None:
     """A node loses power. Submitted with --nodes=1-2, the run goes on with the one that is left."""
     run = tmp_path / "run"
-    job = user.pretrain(run, "cluster.nodes=1-2")
+    job = user.pretrain(run, "cluster.nodes=1-2", "engine.timeout=25")
     under_way(run, job)
     cluster.kill_node("node2")
     try:
