@@ -137,6 +137,13 @@ def test_a_rank_that_moves_is_left_alone(monkeypatch):
     assert ended == []
 
 
+def test_its_threads_end_before_it_does():
+    """Python ends a process by SIGABRT whose thread is in torch's store when it finishes: a done run looked failed."""
+    with Heartbeat(5) as heart:
+        heart._start(lambda: time.sleep(0.5))
+    assert not any(thread.is_alive() for thread in heart.threads)
+
+
 def test_other_errors_pass_through():
     with pytest.raises(RuntimeError, match="shape"), Heartbeat(1):
         raise RuntimeError("shape of a tensor")
