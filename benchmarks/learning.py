@@ -12,9 +12,9 @@ import os
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,19 +23,19 @@ from tqdm import tqdm
 from benchmarks import footage as videos
 from benchmarks.footage import Footage
 from benchmarks.objectives import ALTERNATIVES, Forecasting, Objective, Supervised
+from benchmarks.scores import features, measure, recognised, skill
+from benchmarks.variants import VARIANTS
 from evaluation.encoders import frame_differences, pixels
-from evaluation.features import Features
-from evaluation.recognition import knn, linear_probe
-from evaluation.retrieval import retrieval
-from mofore.collapse import effective_rank
-from mofore.config import EvaluateConfig, PretrainConfig, asdict_plain, compose
+from mofore.config import PretrainConfig, asdict_plain, compose
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.run import code_commit
 from mofore.schedules import learning_rate, teacher_momentum
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
-VIEWS, METRICS = 4, ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "effective_rank")
-CALIBRATION = 20  # steps that tell how many fit into the time
+METRICS = ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank")
+CALIBRATION = 20  # steps after which it is known how many fit into the time
+LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
+BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
 RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experiment=demo
     "ours": [],
     "ours, half of the tokens": ["data.keep=0.5"],
@@ -45,31 +45,36 @@ RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experi
         "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}",
         "teacher={momentum: 0.7, final_momentum: 0.7}",
     ],
+    **{name: [] for name in VARIANTS},
+    "contrast with other moments: two targets": ["data.targets=2"],
     "with labels": [],
-    **{name: [] for name in ALTERNATIVES},
-    "untrained": [],
-    "pixels": [],
-    "frame differences": [],
+    **{name: [] for name in (*ALTERNATIVES, *BASELINES)},
 }  # fmt: skip
 
 
 def build(name: str, config: PretrainConfig, classes: int) -> Objective:
     if name == "with labels":
         return Supervised(config, classes)
-    return ALTERNATIVES[name](config) if name in ALTERNATIVES else Forecasting(config)
+    form = name.partition(":")[0]
+    return {**ALTERNATIVES, **VARIANTS}.get(form, Forecasting)(config)
 
 
 def train(
-    objective: Objective, config: PretrainConfig, footage: Footage, seconds: float, seed: int
-) -> tuple[int, float]:
-    """For so many seconds, sampling included; returns steps and the last losses' mean. Schedules end with the time."""
+    objective: Objective, config: PretrainConfig, footage: Footage, seconds: float, seed: int,
+    look: Callable[[], float],
+) -> tuple[int, float, list[list[float]]]:  # fmt: skip
+    """For so many seconds, sampling included, looks not; schedules end with the time.
+
+    Returns steps, the mean of the last losses, and the curve: [seconds, what a look found].
+    """
     rows, rates = footage.rows("train"), config.optimizer
     codes = np.unique(footage.labels, return_inverse=True)[1]
     source = videos.batches(footage, rows, config.data, config.global_batch, seed, config.tokens)
     optimizer = build_optimizer(parameter_groups(objective, rates.weight_decay), rates)
-    steps, step, losses = 10**9, 0, []
-    begin = time.perf_counter()
-    while step < steps:
+    step, spent, losses, curve, looks = 0, 0.0, [], [], [share * seconds for share in LOOKS]
+    while spent < seconds:
+        begin = time.perf_counter()
+        steps = max(step + 1, int(step * seconds / spent)) if step >= CALIBRATION else 10**9
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, rates.warmup, rates.lr, rates.final_lr)
         batch = next(source)
@@ -81,29 +86,11 @@ def train(
         objective.after(teacher_momentum(step, steps, *config.teacher.ends))
         losses.append(float(loss.detach()))
         step += 1
-        if step == CALIBRATION:
-            steps = max(step, int(seconds / (time.perf_counter() - begin) * CALIBRATION))
-    return step, statistics.mean(losses[-50:])
-
-
-@torch.inference_mode()
-def features(encode: Any, footage: Footage, config: PretrainConfig, part: str) -> Features:
-    """Of train and of one other part, which is called test for the evaluators."""
-    rows = np.concatenate([footage.rows("train"), footage.rows(part)])
-    clips = [encode(videos.views(footage, row, config.data, VIEWS)).float().numpy() for row in rows]
-    parts = np.where(footage.parts[rows] == "train", "train", "test")
-    return Features(np.stack(clips), footage.labels[rows], footage.groups[rows], parts)
-
-
-def measure(found: Features) -> dict[str, tuple[float, float, float]]:
-    """Value and 95% interval over groups by metric."""
-    cfg = EvaluateConfig(run="none")
-    results = {
-        each.metric: each for evaluator in (knn, linear_probe, retrieval) for each in evaluator(found, cfg)
-    }
-    told = {name: (results[name].value, results[name].low, results[name].high) for name in METRICS[:3]}
-    rank = float(effective_rank(torch.from_numpy(found.part("test").embeddings)))
-    return told | {"effective_rank": (rank, rank, rank)}  # type: ignore[return-value]
+        spent += time.perf_counter() - begin
+        if looks and spent >= looks[0]:
+            curve.append([round(spent, 1), look()])
+            looks.pop(0)
+    return step, statistics.mean(losses[-50:]), curve
 
 
 def run(
@@ -119,15 +106,21 @@ def run(
         ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *words, *RECIPES[name]],
     )
     objective = build(name, config, len(set(footage.labels)))
-    steps, loss, encode = 0, None, objective.encoder.embed
-    if name in ("pixels", "frame differences"):
-        encode = {"pixels": pixels, "frame differences": frame_differences}[name]
-    elif name != "untrained":
-        steps, loss = train(objective, config, footage, 60 * minutes, seed)
+    steps, loss, curve, encode = 0, None, [], objective.encoder.embed
+    if name in BASELINES:
+        encode = BASELINES[name] or encode
+    else:
+        steps, loss, curve = train(
+            objective, config, footage, 60 * minutes, seed,
+            lambda: recognised(features(encode, footage, config, part))["knn_accuracy"][0],
+        )  # fmt: skip
     scores = measure(features(encode, footage, config, part))
+    if steps and type(objective) is Forecasting:
+        scores |= skill(objective.whole, footage, config, part)
     config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "part": part, "words": words,
-            "steps": steps, "loss": loss, "scores": scores, "commit": code_commit(), "config": asdict_plain(config)}  # fmt: skip
+            "steps": steps, "loss": loss, "scores": scores, "curve": curve, "commit": code_commit(),
+            "config": asdict_plain(config)}  # fmt: skip
 
 
 def table(lines: list[dict]) -> None:
