@@ -2,7 +2,8 @@
 
 Every recipe trains the same backbone on the same videos for the same wall-clock time, on one core each, and its frozen
 encoder is measured on textures that it never saw. The supervised one is the ceiling: the same backbone with labels.
-A line a run goes to benchmarks/results/learning.jsonl; the table is of the runs there that fit the arguments.
+A line a run goes to benchmarks/results/learning.jsonl; runs that are there already are not made again, and the table is
+of those that fit the arguments.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from benchmarks import footage as videos
 from benchmarks.footage import Footage
 from benchmarks.objectives import ALTERNATIVES, Forecasting, Objective, Supervised
 from benchmarks.scores import features, measure, recognised, skill
+from benchmarks.tables import picture, table
 from benchmarks.variants import VARIANTS
 from evaluation.encoders import frame_differences, pixels
 from mofore.config import PretrainConfig, asdict_plain, compose
@@ -32,7 +34,6 @@ from mofore.run import code_commit
 from mofore.schedules import learning_rate, teacher_momentum
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
-METRICS = ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank")
 CALIBRATION = 20  # steps after which it is known how many fit into the time
 LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
 BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
@@ -106,7 +107,8 @@ def run(
         ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *words, *RECIPES[name]],
     )
     objective = build(name, config, len(set(footage.labels)))
-    steps, loss, curve, encode = 0, None, [], objective.encoder.embed
+    steps, loss, encode = 0, None, objective.encoder.embed
+    curve: list[list[float]] = []
     if name in BASELINES:
         encode = BASELINES[name] or encode
     else:
@@ -123,22 +125,12 @@ def run(
             "config": asdict_plain(config)}  # fmt: skip
 
 
-def table(lines: list[dict]) -> None:
-    """Means over seeds; the interval is the widest of the seeds' intervals over groups and the seeds' own range."""
-    print(f"{'recipe':28} seeds  steps   " + "".join(f"{name:>28}" for name in METRICS))
-    for name in dict.fromkeys(line["recipe"] for line in lines):
-        runs = [line for line in lines if line["recipe"] == name]
-        cells = []
-        for metric in METRICS:
-            scale, digits = (1, 1) if metric == "effective_rank" else (100, 1)
-            values, lows, highs = (
-                [scale * line["scores"][metric][i] for line in runs] for i in range(3)
-            )  # fmt: skip
-            cells.append(
-                f"{statistics.mean(values):.{digits}f} [{min(lows):.{digits}f}, {max(highs):.{digits}f}]"
-            )
-        steps = round(statistics.mean(line["steps"] for line in runs))
-        print(f"{name:28} {len(runs):5} {steps:6}   " + "".join(f"{cell:>28}" for cell in cells))
+def stored(fits: dict) -> list[dict]:
+    """The runs of the results file that fit."""
+    if not RESULTS.exists():
+        return []
+    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    return [line for line in lines if all(line[key] == value for key, value in fits.items())]
 
 
 def main() -> int:
@@ -153,26 +145,45 @@ def main() -> int:
                         help="test is read once, at the end (default: validation)")  # fmt: skip
     parser.add_argument("--folder", default="demo/learning", help="for the videos (default: demo/learning)")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="runs at once (default: all)")
+    parser.add_argument("--show", action="store_true", help="what is in the results file, without any run")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="draw kNN against time too")
     parser.add_argument(
         "words", nargs="*", metavar="KEY=VALUE", help="for every recipe, as for `mofore pretrain`"
     )
     asked = parser.parse_args()
-    videos.make(asked.form, Path(asked.folder), asked.textures)
-    facts = (asked.form, asked.folder, asked.textures, asked.minutes)
     os.environ["OMP_NUM_THREADS"] = "1"
-    lines = []
-    RESULTS.parent.mkdir(exist_ok=True)
-    with ProcessPoolExecutor(
-        asked.cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        waiting = [pool.submit(run, name, *facts, seed, asked.part, asked.words)
-                   for seed in range(asked.seeds) for name in asked.recipes]  # fmt: skip
-        for done in tqdm(as_completed(waiting), "runs", len(waiting), dynamic_ncols=True):
-            lines.append(done.result())
-            with RESULTS.open("a") as file:
-                file.write(json.dumps(lines[-1]) + "\n")
-    table(sorted(lines, key=lambda line: asked.recipes.index(line["recipe"])))
+    fits = {
+        "form": asked.form,
+        "textures": asked.textures,
+        "minutes": asked.minutes,
+        "part": asked.part,
+        "words": asked.words,
+    }
+    there = {(line["recipe"], line["seed"]) for line in stored(fits)}
+    missing = [
+        (name, seed) for seed in range(asked.seeds) for name in asked.recipes if (name, seed) not in there
+    ]
+    if missing and not asked.show:
+        videos.make(asked.form, Path(asked.folder), asked.textures)
+        run_all(missing, asked.cores, {"folder": asked.folder, **fits})
+    lines = [line for line in stored(fits) if line["recipe"] in asked.recipes and line["seed"] < asked.seeds]
+    if not lines:
+        print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)
+        return 1
+    print(table(lines, "ours"))
+    if asked.picture:
+        picture(lines, asked.picture)
     return 0
+
+
+def run_all(missing: list[tuple[str, int]], cores: int, facts: dict) -> None:
+    """Each in a process of its own; a line is written as soon as its run has ended."""
+    RESULTS.parent.mkdir(exist_ok=True)
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+        waiting = [pool.submit(run, name, seed=seed, **facts) for name, seed in missing]
+        for done in tqdm(as_completed(waiting), "runs", len(waiting), dynamic_ncols=True):
+            with RESULTS.open("a") as file:
+                file.write(json.dumps(done.result()) + "\n")
 
 
 if __name__ == "__main__":
