@@ -39,8 +39,19 @@ LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have p
 BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
 RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experiment=demo
     "ours": [],
-    "ours, half of the tokens": ["data.keep=0.5"],
-    "ours, two targets": ["data.targets=2"],
+    "ours: half of the tokens": ["data.keep=0.5"],
+    "ours: two targets": ["data.targets=2"],
+    "ours: near": ["data.gap.min=0", "data.gap.max=0.3"],
+    "ours: far": ["data.gap.min=0.6", "data.gap.max=1.2"],
+    "ours: log-uniform gaps": ["data.gap={law: log_uniform, min: 0.1, max: 1.2}"],
+    "ours: no contrast": ["loss.contrast=0"],
+    "ours: contrast 1": ["loss.contrast=1"],
+    "ours: contrast 20": ["loss.contrast=20"],
+    "ours: momentum 0.99": ["teacher.momentum=0.99"],
+    "ours: momentum 0.8": ["teacher.momentum=0.8"],
+    "ours: deep forecaster": ["forecaster.depth=3"],
+    "ours: pooled forecast": ["forecaster.kind=mlp", "forecaster.dim=384"],
+    "ours: raw targets": ["loss.normalise_targets=false"],
     "MoFore as published": [
         "backbone.attention=per_frame", "backbone.tubelet=1", "forecaster.kind=mlp", "forecaster.dim=384",
         "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}",

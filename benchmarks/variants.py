@@ -98,6 +98,44 @@ class AtEncoder(Variant):
         return self.contrast(queries, targets[:, 0].mean(dim=1))
 
 
+class Backwards(Variant):
+    """The target and its reverse differ in nothing but motion: a negative that appearance cannot tell apart."""
+
+    def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        reverse = self.teach(batch.targets.flip(3))
+        keys = torch.cat([targets, reverse]).mean(dim=2).flatten(0, 1)
+        return self.contrast(forecast.mean(dim=2).flatten(0, 1), keys)
+
+
+class BackwardsTokens(Variant):
+    def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        reverse = self.teach(batch.targets.flip(3))
+        return self.contrast(forecast.flatten(0, 2), torch.cat([targets, reverse]).flatten(0, 2))
+
+
+class BackwardsAtEncoder(AtEncoder):
+    def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
+        keys = torch.cat([targets, self.teach(batch.targets.flip(3))])[:, 0].mean(dim=1)
+        return self.contrast(self.head(self.whole.student.embed(batch.context)), keys)
+
+
+class Views(Variant):
+    """Squares of 60 to 100% of the view's area, from anywhere in it."""
+
+    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
+        clips = batch.targets.flatten(0, 1)
+        side = torch.empty(len(clips)).uniform_(0.6, 1).sqrt()
+        look = torch.zeros(len(clips), 2, 3)
+        look[:, 0, 0] = look[:, 1, 1] = side
+        look[:, :, 2] = torch.empty(len(clips), 2).uniform_(-1, 1) * (1 - side)[:, None]
+        frames = clips.transpose(1, 2).flatten(0, 1).float()
+        grid = F.affine_grid(look, [len(clips), *frames.shape[1:]], align_corners=False)
+        grid = grid.repeat_interleave(clips.shape[2], dim=0)
+        seen = F.grid_sample(frames, grid, align_corners=False, padding_mode="border")
+        seen = seen.unflatten(0, (len(clips), -1)).transpose(1, 2).unflatten(0, batch.targets.shape[:2])
+        return super().loss(batch._replace(targets=seen.round().to(torch.uint8)), labels)
+
+
 class Levels(Variant):
     def teach(self, clips: Tensor) -> Tensor:
         with torch.no_grad():
@@ -117,4 +155,6 @@ def all_levels(encoder: VideoEncoder, clips: Tensor) -> Tensor:
 VARIANTS = {
     "contrast of tokens": Tokens, "contrast with other moments": Moments, "tokens and moments": TokensMoments,
     "forecast the change": Change, "contrast at the encoder": AtEncoder, "targets of all levels": Levels,
+    "contrast with the reverse": Backwards, "tokens and the reverse": BackwardsTokens,
+    "the reverse at the encoder": BackwardsAtEncoder, "views apart": Views,
 }  # fmt: skip
