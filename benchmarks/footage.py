@@ -7,7 +7,6 @@ A video's appearance tells nothing of its label; textures are the groups, and te
 A fifth of the train textures is the validation part, the only one that choices may look at.
 """
 
-import functools
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,13 +21,14 @@ from mofore.data.dataset import DataConfig, collate, draw_sample
 from mofore.data.decode import frame_times, open_video, read_frames
 from mofore.data.loader import global_batch_keys
 from mofore.data.manifest import read_annotations, read_manifest
-from mofore.data.motion import MOTIONS, encode, paint_texture, rotation, write_motion_videos
+from mofore.data.motion import MOTIONS, motion_video, paint_texture, rotation, write_motion_videos
 from mofore.data.prepare import prepare
 from mofore.data.views import centre_view
 from mofore.data.windows import spread_clips
 from mofore.types import Batch
 
-OBJECTS, FRAMES, SIZE, FPS = 3, 48, 64, 24
+OBJECTS = 3
+SCALE, ORIGIN = 0.3, np.zeros(2)  # how much of a texture fills the view, and from where
 
 
 class Footage(NamedTuple):
@@ -43,87 +43,57 @@ class Footage(NamedTuple):
         return np.flatnonzero(self.parts == part)
 
 
-def hard_video(motion: str, number: int, seed: int) -> np.ndarray:
-    """u8 [FRAMES, SIZE, SIZE, 3]: objects of texture `number` under one of MOTIONS, over one that drifts by itself."""
+def hard_video(motion: str, number: int, seed: int, frames: int, size: int, fps: int) -> np.ndarray:
+    """u8 [frames, size, size, 3]: objects of texture `number` under one of MOTIONS, over one that drifts by itself."""
     rng = np.random.default_rng((seed, number, MOTIONS.index(motion), 1))
-    seconds = (torch.arange(FRAMES) - FRAMES / 2) / FPS
+    seconds = (torch.arange(frames) - frames / 2) / fps
     angle, pace = rng.uniform(0, 2 * math.pi), rng.uniform(0.4, 1.2)
     camera = torch.tensor([math.cos(angle), math.sin(angle)]).float() * pace
-    picture = _look(
-        paint_texture(1000 + number, seed),
-        seconds[:, None] * camera,
-        torch.zeros(FRAMES),
-        torch.zeros(FRAMES),
-        0.3,
-    )
+    still = torch.zeros(frames)
+    picture = _look(paint_texture(1000 + number, seed), size, seconds[:, None] * camera, still, still)
     texture = paint_texture(number, seed)
     direction = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}.get(motion, (0, 0))
     turns = {"clockwise": 1, "anticlockwise": -1}.get(motion, 0)
     grows = {"zoom_in": 1, "zoom_out": -1}.get(motion, 0)
-    y, x = torch.meshgrid(*2 * [torch.linspace(-1, 1, SIZE)], indexing="ij")
+    y, x = torch.meshgrid(*2 * [torch.linspace(-1, 1, size)], indexing="ij")
     for _ in range(OBJECTS):
         pace = rng.uniform(0.7, 1.3)
-        centre = torch.from_numpy(rng.uniform(-0.7, 0.7, 2)).float() + pace * seconds[:, None] * torch.tensor(
-            direction
-        )
+        path = pace * seconds[:, None] * torch.tensor(direction)
+        centre = torch.from_numpy(rng.uniform(-0.7, 0.7, 2)).float() + path
         centre = (centre + 1.4) % 2.8 - 1.4  # out on one side, in on the other
         growth = torch.exp(0.7 * pace * seconds * grows)
         radius = rng.uniform(0.35, 0.5) * growth
-        near = torch.hypot(x - centre[:, 0].view(-1, 1, 1), y - centre[:, 1].view(-1, 1, 1)) < radius.view(
-            -1, 1, 1
-        )
-        shown = _look(
-            texture, -centre, 2.5 * pace * seconds * turns, -growth.log(), 0.3, rng.uniform(-0.4, 0.4, 2)
-        )
+        away = torch.hypot(x - centre[:, 0].view(-1, 1, 1), y - centre[:, 1].view(-1, 1, 1))
+        near = away < radius.view(-1, 1, 1)
+        turn, place = 2.5 * pace * seconds * turns, rng.uniform(-0.4, 0.4, 2)
+        shown = _look(texture, size, -centre, turn, -growth.log(), place)
         picture = torch.where(near.unsqueeze(1), shown, picture)
     return (picture * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
 
 
 def _look(
-    texture: Tensor,
-    shift: Tensor,
-    turn: Tensor,
-    growth: Tensor,
-    scale: float,
-    place: np.ndarray | None = None,
+    texture: Tensor, size: int, shift: Tensor, turn: Tensor, growth: Tensor, place: np.ndarray = ORIGIN
 ) -> Tensor:
-    """A texture f32 [3, S, S] seen in every frame, f32 [n, 3, SIZE, SIZE]: shifted, then turned and scaled about that."""
-    around = rotation(turn) * (scale * growth.exp()).view(-1, 1, 1)
+    """A texture f32 [3, S, S] seen in each of n frames, f32 [n, 3, size, size]: shifted, then turned and scaled."""
+    around = rotation(turn) * (SCALE * growth.exp()).view(-1, 1, 1)
     look = torch.cat([around, (around @ shift.unsqueeze(2))], dim=2)
-    if place is not None:
-        look[:, :, 2] += torch.from_numpy(place).float()
-    grid = F.affine_grid(look, [len(shift), 3, SIZE, SIZE], align_corners=False)
-    return F.grid_sample(
-        texture.expand(len(shift), -1, -1, -1), grid, padding_mode="reflection", align_corners=False
-    )
+    look[:, :, 2] += torch.from_numpy(place).float()
+    grid = F.affine_grid(look, [len(shift), 3, size, size], align_corners=False)
+    pictures = texture.expand(len(shift), -1, -1, -1)
+    return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
 
-def write_hard_videos(root: Path, textures: int, seed: int) -> None:
-    """As `write_motion_videos` lays them out."""
-    lists: dict[str, list[str]] = {"groups.tsv": [], "trainlist01.txt": [], "testlist01.txt": []}
-    for number in range(textures):
-        for motion in MOTIONS:
-            name = f"{motion}/texture{number:02d}.mp4"
-            (root / motion).mkdir(parents=True, exist_ok=True)
-            encode(str(root / name), hard_video(motion, number, seed), FPS)
-            lists["groups.tsv"].append(f"{name}\ttexture{number:02d}")
-            lists["testlist01.txt" if number % 5 == 0 else "trainlist01.txt"].append(name)
-    for name, lines in lists.items():
-        (root / name).write_text("\n".join(lines) + "\n")
-
-
-def make(form: str, folder: Path, textures: int, seed: int = 0) -> Path:
+def make(form: str, folder: Path, textures: int) -> Path:
     """The manifest of a form's videos below a folder; made once."""
-    videos, data = folder / form / "videos", folder / form / "data"
+    home = folder / f"{form}-{textures}"
+    videos, data = home / "videos", home / "data"
     if not (data / "manifest.parquet").exists():
-        write = {"easy": write_motion_videos, "hard": write_hard_videos}[form]
-        write(videos, textures, seed)
+        write_motion_videos(videos, textures, draw={"easy": motion_video, "hard": hard_video}[form])
         lists = [str(videos / name) for name in ("trainlist01.txt", "testlist01.txt")]
         prepare(videos, data, splits=lists, groups=str(videos / "groups.tsv"))
     return data / "manifest.parquet"
 
 
-@functools.lru_cache(maxsize=1)
 def load(manifest_path: Path) -> Footage:
     """Every video, decoded."""
     manifest, annotations = read_manifest(str(manifest_path)), read_annotations(str(manifest_path))

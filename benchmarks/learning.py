@@ -106,12 +106,18 @@ def train(
 
 
 def run(
-    name: str, form: str, folder: str, textures: int, minutes: float, seed: int, part: str, words: list[str]
+    name: str,
+    manifest: Path,
+    form: str,
+    textures: int,
+    minutes: float,
+    seed: int,
+    part: str,
+    words: list[str],
 ) -> dict:
     """One recipe with one seed, in a process of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    manifest = videos.make(form, Path(folder), textures)
     footage = videos.load(manifest)
     config = compose(
         PretrainConfig,
@@ -148,7 +154,7 @@ def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.learning", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--form", choices=("easy", "hard"), default="easy")
-    parser.add_argument("--textures", type=int, default=60)
+    parser.add_argument("--textures", type=int, default=150)
     parser.add_argument("--minutes", type=float, default=10.0, help="of each run (default: 10)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
@@ -175,8 +181,8 @@ def main() -> int:
         (name, seed) for seed in range(asked.seeds) for name in asked.recipes if (name, seed) not in there
     ]
     if missing and not asked.show:
-        videos.make(asked.form, Path(asked.folder), asked.textures)
-        run_all(missing, asked.cores, {"folder": asked.folder, **fits})
+        manifest = videos.make(asked.form, Path(asked.folder), asked.textures)
+        run_all(missing, asked.cores, {"manifest": manifest, **fits})
     lines = [line for line in stored(fits) if line["recipe"] in asked.recipes and line["seed"] < asked.seeds]
     if not lines:
         print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)

@@ -45,15 +45,6 @@ class Objective(nn.Module):
     def make_teacher(self) -> None:
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
 
-    def predictor(self) -> tuple[nn.Module, nn.Parameter]:
-        """A transformer over all places of a clip, as wide and deep as ours; and its positions [1, N, d]."""
-        config = self.config
-        steps, side = config.data.frames // config.backbone.tubelet, config.data.size // config.backbone.patch
-        dim = config.forecaster.dim
-        places = (sincos(steps, dim)[:, None] + sincos_space(side, dim)[None]).flatten(0, 1)[None]
-        blocks = [Block(dim, config.forecaster.heads, qkv_bias=True) for _ in range(config.forecaster.depth)]
-        return nn.Sequential(*blocks, nn.LayerNorm(dim)), nn.Parameter(places)
-
 
 class Forecasting(Objective):
     """Ours."""
@@ -86,35 +77,52 @@ class Supervised(Objective):
         return F.cross_entropy(self.head(self.student.embed(clips)), labels.repeat(2), label_smoothing=0.1)
 
 
-class VideoMAE(Objective):
+class Masked(Objective):
+    """From the tokens of a clip that are seen, something at the places of those that are not."""
+
+    def __init__(self, config: PretrainConfig) -> None:
+        super().__init__(config)
+        dim = config.forecaster.dim
+        self.steps, side = (
+            config.data.frames // config.backbone.tubelet,
+            config.data.size // config.backbone.patch,
+        )
+        self.area = side * side
+        places = (sincos(self.steps, dim)[:, None] + sincos_space(side, dim)[None]).flatten(0, 1)[None]
+        self.places, self.mask = nn.Parameter(places), nn.Parameter(torch.zeros(1, 1, dim))
+        self.narrow = nn.Linear(self.student.dim, dim)
+        blocks = [Block(dim, config.forecaster.heads, qkv_bias=True) for _ in range(config.forecaster.depth)]
+        self.decoder = nn.Sequential(*blocks, nn.LayerNorm(dim))  # as wide and deep as our forecaster
+
+    def fill(self, clips: Tensor, kept: Tensor, hidden: Tensor) -> Tensor:
+        """f32 [B, H, d] at the places `hidden` i64 [B, H], from the tokens at `kept` i64 [B, M]."""
+        tokens = self.narrow(self.student(clips, kept)) + pick(self.places, kept)
+        queries = self.mask + pick(self.places, hidden)
+        return self.decoder(torch.cat([tokens, queries], dim=1))[:, kept.shape[1] :]
+
+
+class VideoMAE(Masked):
     """Tong et al. 2022: 90% of the tubes are masked, their normalised pixels reconstructed (MSE)."""
 
     MASKED = 0.9
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
-        self.decoder, self.places = self.predictor()
-        dim = config.forecaster.dim
-        self.narrow, self.mask = nn.Linear(self.student.dim, dim), nn.Parameter(torch.zeros(1, 1, dim))
-        self.pixels = nn.Linear(dim, 3 * config.backbone.tubelet * config.backbone.patch**2)
+        self.pixels = nn.Linear(config.forecaster.dim, 3 * config.backbone.tubelet * config.backbone.patch**2)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        config, clips = self.config, batch.context
-        steps, side = config.data.frames // config.backbone.tubelet, config.data.size // config.backbone.patch
-        order = torch.rand(len(clips), side * side).argsort(dim=1)  # a tube is a place at all times
-        seen = max(1, round((1 - self.MASKED) * side * side))
-        tubes = torch.arange(steps).view(1, -1, 1) * side * side + order[:, None, :]
+        clips = batch.context
+        order = torch.rand(len(clips), self.area).argsort(dim=1)  # a tube is a place at all times
+        seen = max(1, round((1 - self.MASKED) * self.area))
+        tubes = torch.arange(self.steps).view(1, -1, 1) * self.area + order[:, None, :]
         kept, hidden = tubes[:, :, :seen].flatten(1), tubes[:, :, seen:].flatten(1)
-        tokens = self.narrow(self.student(clips, kept)) + pick(self.places, kept)
-        queries = self.mask + pick(self.places, hidden)
-        out = self.pixels(self.decoder(torch.cat([tokens, queries], dim=1))[:, kept.shape[1] :])
-        tubelets = to_tubelets(
-            (clips - self.student.mean) / self.student.std, self.student.t, self.student.p
-        ).flatten(1, 2)
+        out = self.pixels(self.fill(clips, kept, hidden))
+        clips = (clips - self.student.mean) / self.student.std
+        tubelets = to_tubelets(clips, self.student.t, self.student.p).flatten(1, 2)
         return F.mse_loss(out, F.layer_norm(pick(tubelets, hidden), tubelets.shape[-1:]))
 
 
-class VJEPA(Objective):
+class VJEPA(Masked):
     """Bardes et al. 2024: from a part of a clip's tokens, what an EMA encoder sees at the others (L1)."""
 
     SEEN = 0.25  # the published multi-block masks leave 10 to 25%
@@ -122,11 +130,6 @@ class VJEPA(Objective):
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
         self.make_teacher()
-        self.narrow, self.mask = (
-            nn.Linear(self.student.dim, config.forecaster.dim),
-            nn.Parameter(torch.zeros(1, 1, config.forecaster.dim)),
-        )
-        self.forecaster, self.places = self.predictor()
         self.wide = nn.Linear(config.forecaster.dim, self.student.dim)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
@@ -136,10 +139,7 @@ class VJEPA(Objective):
         order = torch.rand(len(clips), wanted.shape[1]).argsort(dim=1)
         seen = max(1, round(self.SEEN * wanted.shape[1]))
         kept, hidden = order[:, :seen].sort(dim=1).values, order[:, seen:].sort(dim=1).values
-        tokens = self.narrow(self.student(clips, kept)) + pick(self.places, kept)
-        queries = self.mask + pick(self.places, hidden)
-        out = self.wide(self.forecaster(torch.cat([tokens, queries], dim=1))[:, seen:])
-        return F.l1_loss(out, pick(wanted, hidden))
+        return F.l1_loss(self.wide(self.fill(clips, kept, hidden)), pick(wanted, hidden))
 
 
 class Instance(Objective):
@@ -153,7 +153,7 @@ class Instance(Objective):
         self.make_teacher()
         self.teacher_project = copy.deepcopy(self.project).requires_grad_(
             False
-        )  # batch norm in training mode
+        )  # its batch norm stays in training
         self.predict = mlp(self.student.dim)
 
     def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:

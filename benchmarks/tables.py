@@ -77,10 +77,9 @@ def picture(lines: list[dict], path: Path) -> None:
     for name in dict.fromkeys(line["recipe"] for line in lines):
         runs = [line for line in lines if line["recipe"] == name]
         if not runs[0]["steps"]:
-            axes.axhline(100 * combined(runs, "knn_accuracy")[0], color="grey", ls=":", lw=1)
-            axes.annotate(
-                name, (0.3, 100 * combined(runs, "knn_accuracy")[0]), fontsize=8, color="grey", va="bottom"
-            )
+            level = 100 * combined(runs, "knn_accuracy")[0]
+            axes.axhline(level, color="grey", ls=":", lw=1)
+            axes.annotate(name, (0.3, level), fontsize=8, color="grey", va="bottom")
             continue
         seconds, values = curve(runs)
         axes.plot(seconds / 60, 100 * values, marker="o", ms=3, label=name)

@@ -5,6 +5,8 @@ moments     besides, tell the own target from other moments of the same video: t
 change      forecast how the latents change from context to target, not what they will be
 encoder     contrast the context's own mean latent, through a small head, with the target's; forecast besides
 levels      targets are the mean of all blocks' normalised outputs (Baevski et al. 2022), not the last
+backwards   besides, tell the target from its reverse, which differs from it in nothing but motion
+views       context and target are cut from places of their own
 """
 
 import torch
@@ -35,8 +37,20 @@ class Variant(Forecasting):
         """InfoNCE of rows [Q, D] with the rows of the same number."""
         return info_nce(queries, keys, torch.arange(len(queries)), self.whole.loss.temperature)[0]
 
+    def now(self, batch: Batch) -> Tensor:
+        """Latents [B, 1, N, D] of the contexts."""
+        return self.teach(batch.context.unsqueeze(1))
+
+    def backwards(self, batch: Batch) -> Tensor:
+        """Latents [B, K, N, D] of the targets in reverse."""
+        return self.teach(batch.targets.flip(3))
+
+    def wanted(self, batch: Batch) -> Tensor:
+        """What is forecast."""
+        return self.teach(batch.targets)
+
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        targets, forecast = self.teach(batch.targets), self.forecast(batch)
+        targets, forecast = self.wanted(batch), self.forecast(batch)
         return self.regression(forecast, targets) + self.whole.loss.contrast * self.apart(
             forecast, targets, batch
         )
@@ -55,11 +69,8 @@ class Moments(Variant):
     """Half of the contrast is with other videos, half with other moments of the same, token by token."""
 
     def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            now = self.teach(batch.context.unsqueeze(1))
-        return 0.5 * super().apart(forecast, targets, batch) + 0.5 * self.in_time(
-            forecast, torch.cat([targets, now], 1)
-        )
+        moments = torch.cat([targets, self.now(batch)], 1)
+        return 0.5 * super().apart(forecast, targets, batch) + 0.5 * self.in_time(forecast, moments)
 
     def in_time(self, forecast: Tensor, moments: Tensor) -> Tensor:
         """forecast [B, K, N, D]; moments [B, K + 1, N, D], the last of them the context's own."""
@@ -69,23 +80,17 @@ class Moments(Variant):
         return F.cross_entropy(logits.flatten(0, 2), own.flatten())
 
 
-class TokensMoments(Moments):
+class TokensMoments(Variant):
     """Both: all tokens of the batch and those of the context are what a forecast token is told from."""
 
     def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        with torch.no_grad():
-            now = self.teach(batch.context.unsqueeze(1))
-        return self.contrast(forecast.flatten(0, 2), torch.cat([targets.flatten(0, 2), now.flatten(0, 2)]))
+        keys = torch.cat([targets.flatten(0, 2), self.now(batch).flatten(0, 2)])
+        return self.contrast(forecast.flatten(0, 2), keys)
 
 
 class Change(Variant):
-    def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        with torch.no_grad():
-            now = self.teach(batch.context.unsqueeze(1))
-        change, forecast = self.teach(batch.targets) - now, self.forecast(batch)
-        return self.regression(forecast, change) + self.whole.loss.contrast * self.apart(
-            forecast, change, batch
-        )
+    def wanted(self, batch: Batch) -> Tensor:
+        return self.teach(batch.targets) - self.now(batch)
 
 
 class AtEncoder(Variant):
@@ -99,23 +104,21 @@ class AtEncoder(Variant):
 
 
 class Backwards(Variant):
-    """The target and its reverse differ in nothing but motion: a negative that appearance cannot tell apart."""
-
     def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        reverse = self.teach(batch.targets.flip(3))
-        keys = torch.cat([targets, reverse]).mean(dim=2).flatten(0, 1)
+        keys = torch.cat([targets, self.backwards(batch)]).mean(dim=2).flatten(0, 1)
         return self.contrast(forecast.mean(dim=2).flatten(0, 1), keys)
 
 
 class BackwardsTokens(Variant):
     def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        reverse = self.teach(batch.targets.flip(3))
-        return self.contrast(forecast.flatten(0, 2), torch.cat([targets, reverse]).flatten(0, 2))
+        return self.contrast(
+            forecast.flatten(0, 2), torch.cat([targets, self.backwards(batch)]).flatten(0, 2)
+        )
 
 
 class BackwardsAtEncoder(AtEncoder):
     def apart(self, forecast: Tensor, targets: Tensor, batch: Batch) -> Tensor:
-        keys = torch.cat([targets, self.teach(batch.targets.flip(3))])[:, 0].mean(dim=1)
+        keys = torch.cat([targets, self.backwards(batch)])[:, 0].mean(dim=1)
         return self.contrast(self.head(self.whole.student.embed(batch.context)), keys)
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from multiprocessing import forkserver
+from multiprocessing.connection import wait
 from pathlib import Path
 
 from mofore.engine import free_port
@@ -46,8 +47,10 @@ def run_ranks(world: int, module: str, *arguments: str, timeout: float = 300) ->
         for rank in ranks:
             rank.start()
         end = time.monotonic() + timeout
-        for rank in ranks:
-            rank.join(max(0.1, end - time.monotonic()))
+        waiting = list(ranks)
+        while waiting and not any(rank.exitcode for rank in ranks) and time.monotonic() < end:
+            wait([rank.sentinel for rank in waiting], timeout=end - time.monotonic())
+            waiting = [rank for rank in waiting if rank.exitcode is None]
         codes = [rank.exitcode for rank in ranks]
         for rank in ranks:
             rank.kill()

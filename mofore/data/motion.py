@@ -10,6 +10,7 @@ import colorsys
 import functools
 import itertools
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import av
@@ -80,10 +81,13 @@ def rotation(angles: Tensor) -> Tensor:
 
 
 def write_motion_videos(
-    root: Path, textures: int, seed: int = 0, frames: int = 48, size: int = 64, fps: int = 24
-) -> None:
+    root: Path, textures: int, seed: int = 0, frames: int = 48, size: int = 64, fps: int = 24,
+    draw: Callable[..., NDArray[np.uint8]] = motion_video,
+) -> None:  # fmt: skip
     """ROOT/MOTION/textureNN.mp4 (H.264), and beside the folders what `prepare` reads: groups.tsv (a texture is a
     group), trainlist01.txt and testlist01.txt (every fifth texture). Files that exist are left.
+
+    `draw` makes a video as `motion_video` does.
     """
     lists: dict[str, list[str]] = {"groups.tsv": [], "trainlist01.txt": [], "testlist01.txt": []}
     every = list(itertools.product(range(textures), MOTIONS))
@@ -93,7 +97,7 @@ def write_motion_videos(
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with replacing(path) as temporary:
-                encode(temporary, motion_video(motion, number, seed, frames, size, fps), fps)
+                encode(temporary, draw(motion, number, seed, frames, size, fps), fps)
         lists["groups.tsv"].append(f"{name}\ttexture{number:02d}")
         lists["testlist01.txt" if number % 5 == 0 else "trainlist01.txt"].append(name)
     for name, lines in lists.items():
