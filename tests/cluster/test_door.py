@@ -39,7 +39,8 @@ def test_mistake_is_told_and_nothing_is_submitted(
     code = main([*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={tmp_path / 'run'}", *words])
     told_user = capsys.readouterr()
     assert code == 2, told_user.out
-    assert said in told_user.err and "Traceback" not in told_user.err
+    assert said in told_user.err
+    assert "Traceback" not in told_user.err
     assert told("squeue", "--noheader") == ""
     assert not list(tmp_path.iterdir())
 
