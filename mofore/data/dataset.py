@@ -93,12 +93,12 @@ def draw_sample(
     frames = read(indices.ravel())
     place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
     images = cut(frames, place, config.size).unflatten(0, indices.shape)
-    clips = torch.stack([recolour(rng, clip, config.augment) for clip in images]).transpose(1, 2)
+    clips = torch.stack([recolour(rng, clip, config.augment) for clip in images])
     kept = np.empty(0, dtype=np.int64)
     if config.keep < 1:
         kept = np.sort(rng.permutation(tokens)[: max(1, round(config.keep * tokens))])
     gaps = torch.from_numpy(windows.gaps)
-    return Sample(clips[0].contiguous(), clips[1:].contiguous(), gaps, row, torch.from_numpy(kept))
+    return Sample(clips[0], clips[1:], gaps, row, torch.from_numpy(kept))
 
 
 class EvaluationClips(Dataset[tuple[Tensor, int]]):

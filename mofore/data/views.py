@@ -1,4 +1,4 @@
-"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, colour.
+"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, then colour.
 
 Place is shared by a context and its targets, or a forecast of tokens would have no meaning; colour is drawn
 for each clip alone, so that what a clip shows cannot be told by its palette.
@@ -17,6 +17,7 @@ from mofore.errors import UserError
 
 # RGB to luma and two axes of colour (NTSC 1953); a turn of the last two is a change of hue.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+RGB = np.linalg.inv(YIQ)
 
 
 @dataclass
@@ -72,7 +73,7 @@ def cut(frames: NDArray[np.uint8], place: Place, size: int) -> Tensor:
 
 
 def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
-    """One change of brightness, contrast, saturation and hue for the whole clip u8 [T, 3, H, W].
+    """One change of brightness, contrast, saturation and hue for a whole clip: u8 [T, 3, H, W] -> [3, T, H, W].
 
     All four are affine in RGB, so they are one 3 x 3 matrix and an offset: one pass over the pixels.
     """
@@ -81,13 +82,14 @@ def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -
     angle = 2 * np.pi * rng.uniform(-augment.hue, augment.hue)
     if rng.random() < augment.grey:
         saturation = 0.0
-    chroma = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    turned = np.block([[np.ones((1, 1)), np.zeros((1, 2))], [np.zeros((2, 1)), chroma]])  # luma stays
-    matrix = brightness * contrast * np.linalg.inv(YIQ) @ turned @ YIQ
-    pixels = images.float()
-    middle = float(YIQ[0] @ pixels.mean(dim=(0, 2, 3)).numpy())
-    pixels = torch.einsum("dc,tchw->tdhw", torch.from_numpy(matrix).float(), pixels)
-    return (pixels + brightness * (1 - contrast) * middle).round_().clamp_(0, 255).to(torch.uint8)
+    turned = np.eye(3)  # luma stays
+    turned[1:, 1:] = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = torch.from_numpy(brightness * contrast * (RGB @ turned @ YIQ)).float()
+    pixels = images.transpose(0, 1).flatten(1).float()
+    middle = torch.from_numpy(YIQ[:1]).float() @ pixels.mean(dim=1)
+    pixels = torch.addmm(brightness * (1 - contrast) * middle, matrix, pixels)
+    changed = pixels.round_().clamp_(0, 255).to(torch.uint8)
+    return changed.view(3, len(images), *images.shape[2:])
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:

@@ -74,7 +74,7 @@ def clip() -> torch.Tensor:
 
 
 def test_no_colour_change_is_none():
-    assert torch.equal(recolour(np.random.default_rng(0), clip(), PLAIN), clip())
+    assert torch.equal(recolour(np.random.default_rng(0), clip(), PLAIN), clip().transpose(0, 1))
 
 
 @pytest.mark.parametrize("change", [{"colour": 0.4}, {"hue": 0.3}])
@@ -82,16 +82,17 @@ def test_colour_is_one_change_for_all_frames(change):
     augment = AugmentConfig(**{"crop": 1.0, "flip": 0.0, "colour": 0.0, "hue": 0.0} | change)
     still = clip()[:1].expand(4, -1, -1, -1)
     seen = recolour(np.random.default_rng(1), still, augment)
-    assert (seen.dtype, seen.shape) == (torch.uint8, still.shape)
-    assert not torch.equal(seen, still)
-    assert all(torch.equal(frame, seen[0]) for frame in seen)
+    assert (seen.dtype, seen.shape) == (torch.uint8, (3, 4, 24, 24))
+    frames = seen.transpose(0, 1)
+    assert not torch.equal(frames, still)
+    assert all(torch.equal(frame, frames[0]) for frame in frames)
     other = recolour(np.random.default_rng(2), still, augment)
     assert not torch.equal(seen, other)
 
 
 def test_grey_has_no_colour_left():
     seen = recolour(np.random.default_rng(0), clip(), AugmentConfig(colour=0.0, hue=0.0, grey=1.0)).int()
-    assert (seen.amax(dim=1) - seen.amin(dim=1)).max() <= 1
+    assert (seen.amax(dim=0) - seen.amin(dim=0)).max() <= 1
 
 
 @pytest.mark.parametrize(
