@@ -26,7 +26,7 @@ from benchmarks.footage import Footage
 from benchmarks.objectives import ALTERNATIVES, Forecasting, Objective, Supervised
 from benchmarks.scores import features, measure, recognised, skill
 from benchmarks.tables import picture, table
-from benchmarks.variants import VARIANTS
+from benchmarks.variants import VARIANTS, Variant
 from evaluation.encoders import frame_differences, pixels
 from mofore.config import PretrainConfig, asdict_plain, compose
 from mofore.optim import build_optimizer, parameter_groups
@@ -37,8 +37,12 @@ RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 CALIBRATION = 20  # steps after which it is known how many fit into the time
 LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
 BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
+FORECAST_ALONE = ["loss.query=forecast", "loss.reverse=false"]
 RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experiment=demo
     "ours": [],
+    "ours: no reverse": ["loss.reverse=false"],
+    "ours: the forecast is told apart": ["loss.query=forecast"],
+    "ours: the forecast is told apart, no reverse": FORECAST_ALONE,
     "ours: half of the tokens": ["data.keep=0.5"],
     "ours: two targets": ["data.targets=2"],
     "ours: near": ["data.gap.min=0", "data.gap.max=0.3"],
@@ -54,11 +58,10 @@ RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experi
     "ours: raw targets": ["loss.normalise_targets=false"],
     "MoFore as published": [
         "backbone.attention=per_frame", "backbone.tubelet=1", "forecaster.kind=mlp", "forecaster.dim=384",
-        "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}",
+        "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}", *FORECAST_ALONE,
         "teacher={momentum: 0.7, final_momentum: 0.7}",
     ],
-    **{name: [] for name in VARIANTS},
-    "contrast with other moments: two targets": ["data.targets=2"],
+    **dict.fromkeys(VARIANTS, FORECAST_ALONE),  # the product's own contrast has no part in them
     "with labels": [],
     **{name: [] for name in (*ALTERNATIVES, *BASELINES)},
 }  # fmt: skip
@@ -67,8 +70,9 @@ RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experi
 def build(name: str, config: PretrainConfig, classes: int) -> Objective:
     if name == "with labels":
         return Supervised(config, classes)
-    form = name.partition(":")[0]
-    return {**ALTERNATIVES, **VARIANTS}.get(form, Forecasting)(config)
+    if name in VARIANTS:
+        return Variant(config, VARIANTS[name])
+    return ALTERNATIVES.get(name, Forecasting)(config)
 
 
 def train(

@@ -49,8 +49,8 @@ def forecast_errors(
         index = batch.rows.numpy()
         batch = Batch(*(part.to(device, non_blocking=True) for part in batch))
         for name, model in models.items():
-            truth = model.teach(batch).tokens
-            now = model.latents(batch.context.unsqueeze(1)).tokens
+            truth = model.latents(batch.targets)
+            now = model.latents(batch.context.unsqueeze(1))
             forecast[name][index] = _mse(model.forecast(batch.context, batch.gaps), truth)
             persistence[name][index] = _mse(now.expand_as(truth), truth)
             square[name][index] = _mse(torch.zeros_like(truth), truth)

@@ -22,12 +22,17 @@ def forecasting_loss(forecast: Tensor, target: Tensor, regression: Regression) -
     return distance(forecast, target.detach())
 
 
-def info_nce(queries: Tensor, keys: Tensor, positives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def info_nce(
+    queries: Tensor, keys: Tensor, positives: Tensor, temperature: float, ignored: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """InfoNCE (van den Oord et al. 2018): tell the own key from all others by cosine.
 
     queries: [Q, D] of this rank; keys: [M, D] of the whole global batch; positives: i64 [Q] rows of the own
-    keys. Returns the loss and the share of queries whose own key is nearest, both scalars.
+    keys; ignored: bool [Q, M], keys that are neither the own nor another's. Returns the loss and the share of queries
+    whose own key is nearest, both scalars.
     """
     logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / temperature
+    if ignored is not None:
+        logits = logits.masked_fill(ignored, float("-inf"))
     accuracy = (logits.argmax(dim=1) == positives).float().mean()
     return F.cross_entropy(logits, positives), accuracy

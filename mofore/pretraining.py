@@ -2,6 +2,7 @@
 
     batch -> teach (teacher, no gradient) -> Targets
     batch, Targets, all keys of the global batch -> student -> forecaster -> Losses
+                                                      `-> head
 
 The teacher looks first, at every micro-batch of a step; then the student forecasts one micro-batch after the
 other against the keys of the whole global batch. So the contrast has the same negatives, and the step the
@@ -10,6 +11,7 @@ same loss, however the global batch is cut into ranks and micro-batches.
 
 import copy
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,13 @@ from mofore.models.forecaster import ForecasterConfig, ForecasterKind, build_for
 from mofore.types import Batch, Losses, Targets
 
 
+class Query(Enum):
+    """What has to find the own target's mean latent among those of others."""
+
+    context = "context"  # the context's own mean latent, through a head: what is used after training
+    forecast = "forecast"  # the mean of the forecast, as published
+
+
 @dataclass
 class LossConfig:
     """total = forecasting loss + contrast * InfoNCE."""
@@ -28,6 +37,8 @@ class LossConfig:
     regression: Regression = Regression.mse
     normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
     contrast: float = 1.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
+    query: Query = Query.context  # of the contrast
+    reverse: bool = True  # targets played backwards are negatives too: the same pictures, another motion
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -64,6 +75,7 @@ class Pretraining(nn.Module):
         self.forecaster = build_forecaster(
             config.forecaster, self.student.dim, steps, side, config.backbone.checkpoint_every
         )
+        self.head = build_head(self.student.dim) if config.loss.query is Query.context else None
         self.train()
 
     def train(self, mode: bool = True) -> "Pretraining":
@@ -75,40 +87,70 @@ class Pretraining(nn.Module):
     def forward(
         self, batch: Batch, targets: Targets | None = None, keys: Tensor | None = None, first: int = 0
     ) -> Targets | Losses:
-        """keys: [M, D] of the whole global batch, of which rows first.. are this batch's own B * K."""
+        """keys: [M, D] of the whole global batch, of which rows first.. are this batch's own B * K; after all keys may
+        come reversed ones.
+        """
         if targets is None:
             return self.teach(batch)
         assert keys is not None
-        forecast = self.forecast(batch.context, batch.gaps, batch.kept)
-        queries = forecast.mean(dim=2).flatten(0, 1)
-        positives = torch.arange(first, first + len(queries), device=queries.device)
-        contrast, accuracy = info_nce(queries, keys, positives, self.loss.temperature)
+        kept = _given(batch.kept)
+        tokens = self.student(batch.context, kept)
+        forecast = self.forecaster(tokens, batch.gaps, kept).float()
+        contrast, accuracy = self.contrast(tokens, forecast, keys, first)
         regression = forecasting_loss(forecast, targets.tokens, self.loss.regression)
         total = regression + self.loss.contrast * contrast
         return Losses(total, regression.detach(), contrast.detach(), accuracy)
 
+    def contrast(self, tokens: Tensor, forecast: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """InfoNCE and its accuracy, of student tokens [B, N, D] and forecasts [B, K, M, D]."""
+        count = forecast.shape[1]
+        own = torch.arange(first, first + count * len(tokens), device=keys.device)
+        if self.head is None:
+            return info_nce(forecast.mean(dim=2).flatten(0, 1), keys, own, self.loss.temperature)
+        queries = self.head(tokens.mean(dim=1)).float().repeat_interleave(count, dim=0)
+        rows = torch.arange(len(keys), device=keys.device)
+        others = (rows // count == own[:, None] // count) & (
+            rows != own[:, None]
+        )  # targets of the same context
+        return info_nce(queries, keys, own, self.loss.temperature, others)
+
     @torch.no_grad()
     def teach(self, batch: Batch) -> Targets:
         """What the teacher sees in the targets."""
-        return self.latents(batch.targets)
+        tokens = self.latents(batch.targets)
+        backwards = (
+            self.latents(batch.targets.flip(3)) if self.loss.contrast and self.loss.reverse else tokens[:, :0]
+        )
+        return Targets(tokens, tokens.mean(dim=2), backwards.mean(dim=2))
 
     @torch.no_grad()
-    def latents(self, clips: Tensor) -> Targets:
-        """The teacher's latents of clips u8 [B, K, C, T, H, W], as the forecaster is asked for them."""
+    def latents(self, clips: Tensor) -> Tensor:
+        """The teacher's latents f32 [B, K, N, D] (pooled: [B, K, 1, D]) of clips u8 [B, K, C, T, H, W], as they are
+        forecast.
+        """
         tokens = self.teacher(clips.flatten(0, 1)).float()
         if self.pooled:
             tokens = tokens.mean(dim=1, keepdim=True)
         if self.loss.normalise_targets:
             tokens = normalise(tokens)
-        keys = tokens.mean(dim=1)
-        return Targets(tokens.unflatten(0, clips.shape[:2]), keys.unflatten(0, clips.shape[:2]))
+        return tokens.unflatten(0, clips.shape[:2])
 
     def forecast(self, context: Tensor, gaps: Tensor, kept: Tensor | None = None) -> Tensor:
         """The student's forecasts f32 [B, K, N, D] (pooled: [B, K, 1, D]) from contexts u8 [B, C, T, H, W] and gaps
         f32 [B, K]. `kept`: i64 [B, M], the tokens of the context that it sees; None or M = 0: all.
         """
-        kept = kept if kept is not None and kept.shape[1] else None
+        kept = _given(kept)
         return self.forecaster(self.student(context, kept), gaps, kept).float()
+
+
+def _given(kept: Tensor | None) -> Tensor | None:
+    """None where all tokens are seen."""
+    return kept if kept is not None and kept.shape[1] else None
+
+
+def build_head(dim: int) -> nn.Module:
+    """From the context's mean latent to that of a target. Layer norm, since batch norm would see micro-batches."""
+    return nn.Sequential(nn.Linear(dim, 4 * dim), nn.LayerNorm(4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 
 def build_pretraining(config: ModelConfig, seed: int) -> Pretraining:

@@ -153,9 +153,11 @@ def update(engine: Engine, micro_batches: list[Batch], guard: Guard) -> tuple[Lo
         targets = [engine(batch) for batch in micro_batches]
     own = torch.cat([target.keys.flatten(0, 1) for target in targets])
     keys, first, seen = gather(own), rank() * len(own), []
+    reversed_keys = torch.cat([target.reversed_keys.flatten(0, 1) for target in targets])
+    told_from = torch.cat([keys, gather(reversed_keys)]) if len(reversed_keys) else keys
     norm, allowed = None, True
     for batch, target in zip(micro_batches, targets, strict=True):
-        losses = engine(batch, target, keys, first)
+        losses = engine(batch, target, told_from, first)
         seen.append(torch.stack([loss.detach() for loss in losses]))
         if len(seen) == len(micro_batches):
             total = Losses(*mean(torch.stack(seen).mean(dim=0)))

@@ -10,6 +10,7 @@ A batch holds no label: training cannot read what it never receives.
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -28,6 +29,13 @@ class Targets(NamedTuple):
 
     tokens: Tensor  # f32 [B, K, N, D] latents to forecast
     keys: Tensor  # f32 [B, K, D] mean latents, one a target clip
+    reversed_keys: (
+        Tensor  # f32 [B, K, D] of the targets played backwards; [B, 0, D] where loss.reverse is off
+    )
+
+    def all_keys(self) -> Tensor:
+        """f32 [M, D], keys and then reversed ones, where this batch is the whole global batch."""
+        return torch.cat([self.keys.flatten(0, 1), self.reversed_keys.flatten(0, 1)])
 
 
 class Losses(NamedTuple):

@@ -72,7 +72,7 @@ def test_every_place_is_plain_pytorch(whole, reference, place):
     assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=2e-4)
     assert {key for key in ours if key.startswith("weights/")} == expected.keys()
     assert distance(ours, expected, expected) < 1e-3
-    assert distance(ours, expected, [key for key in expected if "teacher" in key]) < 1e-4
+    assert distance(ours, expected, [key for key in expected if "teacher" in key]) < 5e-4
     half = state(run, 2)
     assert [key for key in half if torch.equal(half[key], ours[key])] == []
 

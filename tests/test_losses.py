@@ -32,6 +32,14 @@ def test_info_nce_counts_directions_only():
     assert scaled.item() == pytest.approx(loss.item(), rel=1e-5)
 
 
+def test_ignored_keys_are_as_if_they_were_not_there():
+    queries, keys = rows(2, seed=1), rows(5, seed=2)
+    ignored = torch.tensor([[False, False, True, False, True]] * 2)
+    seen = info_nce(queries, keys, torch.tensor([0, 3]), 0.1, ignored)
+    left = info_nce(queries, keys[[0, 1, 3]], torch.tensor([0, 2]), 0.1)
+    torch.testing.assert_close(seen, left)
+
+
 @pytest.mark.parametrize("cut", [1, 2, 4, 8])
 def test_info_nce_does_not_depend_on_the_cut(cut):
     """The mean over micro-batches against the same keys is the loss of the whole, and so is its gradient."""

