@@ -1,7 +1,7 @@
-"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, then colour.
+"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, then colour and a still picture.
 
-Place is shared by a context and its targets, or a forecast of tokens would have no meaning; colour is drawn
-for each clip alone, so that what a clip shows cannot be told by its palette.
+Place is shared by a context and its targets, or a forecast of tokens would have no meaning; colour and the still
+picture are drawn for each clip alone, so that what a clip shows cannot be told by its palette, nor by what stands still.
 """
 
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
@@ -18,6 +19,10 @@ from mofore.errors import UserError
 # RGB to luma and two axes of colour (NTSC 1953); a turn of the last two is a change of hue.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
+NOISE_CELLS, NOISE_DEVIATION = (
+    (2, 4, 8, 16),
+    35.0,
+)  # of a still picture: cells along a side; levels, each scale
 
 
 @dataclass
@@ -27,6 +32,9 @@ class AugmentConfig:
     colour: float = 0.4  # strength of brightness, contrast and saturation changes; 0 = none
     hue: float = 0.1  # largest turn of the colour circle, 0..0.5
     grey: float = 0.0  # probability of a clip without colour
+    still: float = (
+        0.0  # largest share of a still picture of noise that lies over all frames of a clip; 0 = none
+    )
 
     def __post_init__(self) -> None:
         if not 0 < self.crop <= 1:
@@ -37,6 +45,8 @@ class AugmentConfig:
             raise UserError(
                 f"data.augment: need 0 <= colour={self.colour} < 1 and 0 <= hue={self.hue} <= 0.5."
             )
+        if not 0 <= self.still < 1:
+            raise UserError(f"data.augment.still={self.still} is a share: give 0 <= still < 1.")
 
 
 class Place(NamedTuple):
@@ -73,9 +83,11 @@ def cut(frames: NDArray[np.uint8], place: Place, size: int) -> Tensor:
 
 
 def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
-    """One change of brightness, contrast, saturation and hue for a whole clip: u8 [T, 3, H, W] -> [3, T, H, W].
+    """One change of brightness, contrast, saturation and hue for a whole clip: u8 [T, 3, H, W] -> [3, T, H, W]. All
+    four are affine in RGB, so they are one 3 x 3 matrix and an offset: one pass over the pixels.
 
-    All four are affine in RGB, so they are one 3 x 3 matrix and an offset: one pass over the pixels.
+    Then a share of 0..`still` of one picture over all frames: what moves stays, what stands still is blurred with it
+    (Wang et al. 2021, arXiv 2009.05769, take a frame of the same video; noise keeps nothing of it).
     """
     low, high = 1 - augment.colour, 1 + augment.colour
     brightness, contrast, saturation = rng.uniform(low, high, 3)
@@ -88,8 +100,20 @@ def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -
     pixels = images.transpose(0, 1).flatten(1).float()
     middle = torch.from_numpy(YIQ[:1]).float() @ pixels.mean(dim=1)
     pixels = torch.addmm(brightness * (1 - contrast) * middle, matrix, pixels)
-    changed = pixels.round_().clamp_(0, 255).to(torch.uint8)
-    return changed.view(3, len(images), *images.shape[2:])
+    pixels = pixels.view(3, len(images), *images.shape[2:])
+    if augment.still:
+        share = rng.uniform(0, augment.still)
+        pixels = pixels.lerp_(still_picture(rng, *images.shape[2:]), share)
+    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+
+
+def still_picture(rng: np.random.Generator, height: int, width: int) -> Tensor:
+    """f32 [3, 1, height, width] in 0..255: coloured noise of several scales."""
+    picture = torch.from_numpy(rng.uniform(0, 255, (1, 3, 1, 1))).float()
+    for cells in NOISE_CELLS:
+        noise = torch.from_numpy(rng.normal(0, NOISE_DEVIATION, (1, 3, cells, cells))).float()
+        picture = picture + F.interpolate(noise, size=(height, width), mode="bilinear")
+    return picture.clamp_(0, 255).transpose(0, 1)
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:

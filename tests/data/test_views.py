@@ -95,10 +95,21 @@ def test_grey_has_no_colour_left():
     assert (seen.amax(dim=0) - seen.amin(dim=0)).max() <= 1
 
 
+def test_a_still_picture_moves_nothing():
+    """One picture over all frames: differences of frames shrink by one factor, and only they are left of the clip."""
+    augment = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, still=0.6)
+    seen = recolour(np.random.default_rng(3), clip(), augment)
+    before, after = (c[:, 1:].float() - c[:, :-1].float() for c in (clip().transpose(0, 1), seen))
+    share = float((before * after).sum() / before.square().sum())
+    assert 0.4 <= share < 1
+    assert (after - share * before).abs().max() <= 1.01  # rounding
+    assert not torch.equal(recolour(np.random.default_rng(4), clip(), augment), seen)
+
+
 @pytest.mark.parametrize(
     ("words", "key"),
     [({"crop": 0.0}, "crop"), ({"crop": 1.5}, "crop"), ({"flip": 2.0}, "flip"), ({"grey": -1.0}, "grey"),
-     ({"colour": 1.0}, "colour"), ({"hue": 0.6}, "hue")],
+     ({"colour": 1.0}, "colour"), ({"hue": 0.6}, "hue"), ({"still": 1.0}, "still")],
 )  # fmt: skip
 def test_shares_outside_are_refused(words, key):
     with pytest.raises(UserError, match=f"data.augment.*{key}"):
