@@ -201,6 +201,9 @@ VARIANTS = {
     "the reverse at the encoder, centred": Terms(context=5, reverse=True, centred=True),
     "the reverse at the encoder, still pictures": Terms(context=5, reverse=True, still=0.6),
     "the reverse at the encoder, both ways": Terms(context=5, reverse=True, both_ways=True, temperature=0.1),
+    "the reverse at the encoder, still pictures, tau 0.1": Terms(
+        context=5, reverse=True, still=0.6, temperature=0.1
+    ),
     "no forecast, both ways": Terms(forecast=0, context=1, reverse=True, both_ways=True, temperature=0.1),
     "no forecast, both ways, tau 0.2": Terms(forecast=0, context=1, reverse=True, both_ways=True),
     "MoCo v3 and the reverse": Terms(forecast=0, context=1, reverse=True, both_ways=True, projector=True),
