@@ -109,18 +109,15 @@ class Pretraining(nn.Module):
             return info_nce(forecast.mean(dim=2).flatten(0, 1), keys, own, self.loss.temperature)
         queries = self.head(tokens.mean(dim=1)).float().repeat_interleave(count, dim=0)
         rows = torch.arange(len(keys), device=keys.device)
-        others = (rows // count == own[:, None] // count) & (
-            rows != own[:, None]
-        )  # targets of the same context
-        return info_nce(queries, keys, own, self.loss.temperature, others)
+        same = rows // count == own[:, None] // count  # targets of the same context
+        return info_nce(queries, keys, own, self.loss.temperature, same & (rows != own[:, None]))
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Targets:
         """What the teacher sees in the targets."""
         tokens = self.latents(batch.targets)
-        backwards = (
-            self.latents(batch.targets.flip(3)) if self.loss.contrast and self.loss.reverse else tokens[:, :0]
-        )
+        turned = self.loss.contrast and self.loss.reverse
+        backwards = self.latents(batch.targets.flip(3)) if turned else tokens[:, :0]
         return Targets(tokens, tokens.mean(dim=2), backwards.mean(dim=2))
 
     @torch.no_grad()
