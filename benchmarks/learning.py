@@ -172,7 +172,10 @@ def main() -> int:
     parser.add_argument("--show", action="store_true", help="what is in the results file, without any run")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw kNN against time too")
     parser.add_argument(
-        "words", nargs="*", metavar="KEY=VALUE", help="for every recipe, as for `mofore pretrain`"
+        "words",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="for every recipe, as for `mofore pretrain`; after -- where --recipes comes last",
     )
     asked = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
