@@ -4,7 +4,8 @@ Every recipe trains the same backbone on the same videos for the same time, in o
 encoder is measured on textures that it never saw. The time is the processor's: on an idle core that of the clock, and on a
 busy one no recipe pays for what else runs. The supervised one is the ceiling: the same backbone with labels.
 A line a run goes to benchmarks/results/learning.jsonl; runs that are there already are not made again, and the table is
-of those that fit the arguments.
+of those that fit the arguments. A line has the scores of both parts; the table shows the validation part, which choices
+look at, and the test part only when asked.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from mofore.schedules import learning_rate, teacher_momentum
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 CALIBRATION = 20  # steps after which it is known how many fit into the time
+PARTS = ("validation", "test")
 LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
 BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
 FORECAST_ALONE = ["loss.query=forecast", "loss.reverse=false"]
@@ -119,7 +121,6 @@ def run(
     textures: int,
     minutes: float,
     seed: int,
-    part: str,
     words: list[str],
 ) -> dict:
     """One recipe with one seed, in a process of its own."""
@@ -132,19 +133,21 @@ def run(
     )
     objective = build(name, config, len(set(footage.labels)))
     steps, loss, encode = 0, None, objective.encoder.embed
-    curve: list[list[float]] = []
+    curve: list[list[float]] = []  # [seconds, kNN on the validation part]
     if name in BASELINES:
         encode = BASELINES[name] or encode
     else:
         steps, loss, curve = train(
             objective, config, footage, 60 * minutes, seed,
-            lambda: recognised(features(encode, footage, config, part))["knn_accuracy"][0],
+            lambda: recognised(features(encode, footage, config, "validation"))["knn_accuracy"][0],
         )  # fmt: skip
-    scores = measure(features(encode, footage, config, part))
+    scores = {part: measure(features(encode, footage, config, part)) for part in PARTS}
     if steps and type(objective) is Forecasting:
-        scores |= skill(objective.whole, footage, config, part)
+        scores = {part: found | skill(objective.whole, footage, config, part) for part, found in scores.items()}
+    if steps:
+        curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
-    return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "part": part, "words": words,
+    return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
             "steps": steps, "loss": loss, "scores": scores, "curve": curve, "commit": code_commit(),
             "config": asdict_plain(config)}  # fmt: skip
 
@@ -165,8 +168,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of each run (default: 10)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
-    parser.add_argument("--part", choices=("validation", "test"), default="validation",
-                        help="test is read once, at the end (default: validation)")  # fmt: skip
+    parser.add_argument("--part", choices=PARTS, default="validation",
+                        help="that the table is of: test is read once, at the end (default: validation)")  # fmt: skip
     parser.add_argument("--folder", default="demo/learning", help="for the videos (default: demo/learning)")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="runs at once (default: all)")
     parser.add_argument("--show", action="store_true", help="what is in the results file, without any run")
@@ -183,7 +186,6 @@ def main() -> int:
         "form": asked.form,
         "textures": asked.textures,
         "minutes": asked.minutes,
-        "part": asked.part,
         "words": asked.words,
     }
     there = {(line["recipe"], line["seed"]) for line in stored(fits)}
@@ -194,9 +196,12 @@ def main() -> int:
         manifest = videos.make(asked.form, Path(asked.folder), asked.textures)
         run_all(missing, asked.cores, {"manifest": manifest, **fits})
     lines = [line for line in stored(fits) if line["recipe"] in asked.recipes and line["seed"] < asked.seeds]
+    lines = [line for line in lines if asked.part in line["scores"]]
     if not lines:
         print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)
         return 1
+    for line in lines:
+        line["scores"] = line["scores"][asked.part]
     print(table(lines, "ours"))
     if asked.picture:
         picture(lines, asked.picture)
