@@ -4,11 +4,13 @@
     hard   three textured objects share the motion that is the label, over a textured background that drifts anywhere
 
 A video's appearance tells nothing of its label; textures are the groups, and test textures are never trained on.
-A fifth of the train textures is the validation part, the only one that choices may look at.
+Real videos may stand in for them: any manifest with labels, splits and groups.
+A fifth of the train groups is the validation part, the only one that choices may look at.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +18,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2 import functional as V
 
-from mofore.data.dataset import DataConfig, collate, draw_sample
+from mofore.data.dataset import DataConfig, collate, draw_sample, usable_rows
 from mofore.data.decode import frame_times, open_video, read_frames
 from mofore.data.loader import global_batch_keys
 from mofore.data.manifest import read_annotations, read_manifest
@@ -28,6 +31,7 @@ from mofore.data.windows import spread_clips
 from mofore.types import Batch
 
 OBJECTS = 3
+LARGEST = 96  # pixels of a frame's short side that is kept in memory
 SCALE, ORIGIN = 0.3, np.zeros(2)  # how much of a texture fills the view, and from where
 
 
@@ -83,34 +87,45 @@ def _look(
     return F.grid_sample(pictures, grid, padding_mode="reflection", align_corners=False)
 
 
+FORMS = {"easy": motion_video, "hard": hard_video}
+
+
 def make(form: str, folder: Path, textures: int) -> Path:
     """The manifest of a form's videos below a folder; made once."""
     home = folder / f"{form}-{textures}"
     videos, data = home / "videos", home / "data"
     if not (data / "manifest.parquet").exists():
-        write_motion_videos(videos, textures, draw={"easy": motion_video, "hard": hard_video}[form])
+        write_motion_videos(videos, textures, draw=FORMS[form])
         lists = [str(videos / name) for name in ("trainlist01.txt", "testlist01.txt")]
         prepare(videos, data, splits=lists, groups=str(videos / "groups.tsv"))
     return data / "manifest.parquet"
 
 
-def load(manifest_path: Path) -> Footage:
-    """Every video, decoded."""
+def load(manifest_path: Path, config: DataConfig) -> Footage:
+    """Every video that has room for a context and a target, decoded, and shrunk where it is large."""
     manifest, annotations = read_manifest(str(manifest_path)), read_annotations(str(manifest_path))
+    rows, _ = usable_rows(manifest, replace(config, split=None), clips=2)
     frames, times = [], []
-    for row in range(len(manifest)):
+    for row in rows:
         reader = open_video(manifest[row])
         moments = frame_times(reader)
         times.append(moments)
-        frames.append(read_frames(reader, np.arange(len(moments))))
-    groups = np.array([group or "" for group in annotations.groups])
-    parts = np.array([split or "" for split in annotations.splits])
+        frames.append(shrink(read_frames(reader, np.arange(len(moments)))))
+    groups = np.array([annotations.groups[row] or "" for row in rows])
+    parts = np.array([annotations.splits[row] or "" for row in rows])
     trained = sorted(set(groups[parts == "train"]))
     parts = np.where(np.isin(groups, trained[::5]) & (parts == "train"), "validation", parts)
-    durations = [manifest[row].duration for row in range(len(manifest))]
-    return Footage(
-        frames, times, durations, np.array([label or "" for label in annotations.labels]), groups, parts
-    )
+    durations = [manifest[row].duration for row in rows]
+    labels = np.array([annotations.labels[row] or "" for row in rows])
+    return Footage(frames, times, durations, labels, groups, parts)
+
+
+def shrink(frames: np.ndarray) -> np.ndarray:
+    """u8 [n, H, W, 3], the short side LARGEST at most."""
+    if min(frames.shape[1:3]) <= LARGEST:
+        return frames
+    images = V.resize(torch.from_numpy(frames).permute(0, 3, 1, 2), [LARGEST], antialias=True)
+    return images.permute(0, 2, 3, 1).contiguous().numpy()
 
 
 def batches(

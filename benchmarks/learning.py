@@ -6,6 +6,9 @@ busy one no recipe pays for what else runs. The supervised one is the ceiling: t
 A line a run goes to benchmarks/results/learning.jsonl; runs that are there already are not made again, and the table is
 of those that fit the arguments. A line has the scores of both parts; the table shows the validation part, which choices
 look at, and the test part only when asked.
+
+Of your own videos, prepared with labels, splits and groups, a manifest for each fold:
+  python -m benchmarks.learning --form NAME --manifest fold1/manifest.parquet fold2/manifest.parquet -- data.size=64
 """
 
 import argparse
@@ -126,11 +129,11 @@ def run(
     """One recipe with one seed, in a process of its own."""
     torch.set_num_threads(1)
     torch.manual_seed(seed)
-    footage = videos.load(manifest)
     config = compose(
         PretrainConfig,
         ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *words, *RECIPES[name]],
     )
+    footage = videos.load(manifest, config.data)
     objective = build(name, config, len(set(footage.labels)))
     steps, loss, encode = 0, None, objective.encoder.embed
     curve: list[list[float]] = []  # [seconds, kNN on the validation part]
@@ -143,7 +146,9 @@ def run(
         )  # fmt: skip
     scores = {part: measure(features(encode, footage, config, part)) for part in PARTS}
     if steps and type(objective) is Forecasting:
-        scores = {part: found | skill(objective.whole, footage, config, part) for part, found in scores.items()}
+        scores = {
+            part: found | skill(objective.whole, footage, config, part) for part, found in scores.items()
+        }
     if steps:
         curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
@@ -163,8 +168,14 @@ def stored(fits: dict) -> list[dict]:
 def main() -> int:
     parser = argparse.ArgumentParser("python -m benchmarks.learning", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--form", choices=("easy", "hard"), default="easy")
-    parser.add_argument("--textures", type=int, default=150)
+    parser.add_argument(
+        "--form", default="easy", help="easy, hard, or the name that --manifest goes by in the results"
+    )
+    parser.add_argument("--manifest", type=Path, nargs="+", metavar="FILE",
+                        help="videos of your own, a manifest for each fold: seed 0 takes the first, and so on")  # fmt: skip
+    parser.add_argument(
+        "--textures", type=int, default=150, help="of the videos that are made (default: 150)"
+    )
     parser.add_argument("--minutes", type=float, default=10.0, help="of each run (default: 10)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES), metavar="NAME")
@@ -181,10 +192,15 @@ def main() -> int:
         help="for every recipe, as for `mofore pretrain`; after -- where --recipes comes last",
     )
     asked = parser.parse_args()
+    made = asked.form in videos.FORMS
+    if made == bool(asked.manifest) and not asked.show:
+        parser.error(
+            f"--form {asked.form}: {' and '.join(videos.FORMS)} are made here, any other needs --manifest."
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     fits = {
         "form": asked.form,
-        "textures": asked.textures,
+        "textures": asked.textures if made else 0,
         "minutes": asked.minutes,
         "words": asked.words,
     }
@@ -193,8 +209,8 @@ def main() -> int:
         (name, seed) for seed in range(asked.seeds) for name in asked.recipes if (name, seed) not in there
     ]
     if missing and not asked.show:
-        manifest = videos.make(asked.form, Path(asked.folder), asked.textures)
-        run_all(missing, asked.cores, {"manifest": manifest, **fits})
+        folds = asked.manifest or [videos.make(asked.form, Path(asked.folder), asked.textures)]
+        run_all(missing, asked.cores, folds, fits)
     lines = [line for line in stored(fits) if line["recipe"] in asked.recipes and line["seed"] < asked.seeds]
     lines = [line for line in lines if asked.part in line["scores"]]
     if not lines:
@@ -208,11 +224,14 @@ def main() -> int:
     return 0
 
 
-def run_all(missing: list[tuple[str, int]], cores: int, facts: dict) -> None:
+def run_all(missing: list[tuple[str, int]], cores: int, folds: list[Path], facts: dict) -> None:
     """Each in a process of its own; a line is written as soon as its run has ended."""
     RESULTS.parent.mkdir(exist_ok=True)
     with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
-        waiting = [pool.submit(run, name, seed=seed, **facts) for name, seed in missing]
+        waiting = [
+            pool.submit(run, name, seed=seed, manifest=folds[seed % len(folds)], **facts)
+            for name, seed in missing
+        ]
         for done in tqdm(as_completed(waiting), "runs", len(waiting), dynamic_ncols=True):
             with RESULTS.open("a") as file:
                 file.write(json.dumps(done.result()) + "\n")

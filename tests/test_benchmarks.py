@@ -1,0 +1,81 @@
+"""benchmarks.learning: every recipe trains its encoder, the hard videos hide what the easy ones show, the table adds up."""
+
+import copy
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import footage as videos
+from benchmarks.learning import BASELINES, RECIPES, build
+from benchmarks.tables import combined, table
+from mofore.config import PretrainConfig, compose
+from mofore.data.motion import MOTIONS, motion_video
+from mofore.models.encoder import Attention
+from mofore.types import Batch
+
+
+@pytest.fixture(scope="module")
+def footage() -> videos.Footage:
+    """Three textures under every motion, in memory."""
+    pairs = [(motion, texture) for texture in range(3) for motion in MOTIONS]
+    frames = [motion_video(motion, texture, 0, 48, 64, 24) for motion, texture in pairs]
+    times = [np.arange(48) / 24] * len(pairs)
+    labels, groups = (np.array([str(pair[which]) for pair in pairs]) for which in (0, 1))
+    return videos.Footage(frames, times, [2.0] * len(pairs), labels, groups, np.repeat("train", len(pairs)))
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in BASELINES])
+def test_a_recipe_moves_the_whole_encoder_that_is_measured(name: str, footage: videos.Footage) -> None:
+    torch.manual_seed(0)
+    config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", *RECIPES[name]])
+    batch: Batch = next(videos.batches(footage, np.arange(24), config.data, 8, 0, config.tokens))
+    objective = build(name, config, len(MOTIONS))
+    before = copy.deepcopy(objective.encoder.state_dict())
+    optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3, weight_decay=0)
+    for _ in range(2):  # a head that begins at zero holds back the first gradient
+        loss = objective.loss(batch, torch.arange(8))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after(0.5)
+    assert math.isfinite(loss.item())
+    trained = dict(objective.encoder.named_parameters())
+    same = [key for key, value in before.items() if key in trained and torch.equal(value, trained[key])]
+    assert same == (
+        ["time"] if config.backbone.attention is Attention.per_frame else []
+    )  # no time in a frame
+
+
+def test_hard_videos_are_drawn_from_their_seed_and_drift() -> None:
+    video = videos.hard_video("left", 0, 0, 24, 64, 24)
+    assert video.shape == (24, 64, 64, 3)
+    assert video.dtype == np.uint8
+    again = videos.hard_video("left", 0, 0, 24, 64, 24)
+    np.testing.assert_array_equal(video, again)
+    first, last = (videos.hard_video("right", 0, 0, 24, 64, 24)[at].astype(int) for at in (0, -1))
+    assert np.abs(first - last).mean() > 5  # the background moves under the objects
+
+
+def line(recipe: str, seed: int, value: float, steps: int = 10) -> dict:
+    scores = dict.fromkeys(("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank"),
+                           [value, value - 0.1, value + 0.1])  # fmt: skip
+    return {"recipe": recipe, "seed": seed, "minutes": 1.0, "steps": steps, "scores": scores,
+            "curve": [[30, value / 2], [60, value]]}  # fmt: skip
+
+
+def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
+    alone = combined([line("ours", 0, 0.5)], "knn_accuracy")
+    assert alone == pytest.approx((0.5, 0.1))
+    mean, reach = combined([line("ours", 0, 0.4), line("ours", 1, 0.6)], "knn_accuracy")
+    t = 12.706  # of one degree of freedom, 97.5%
+    assert mean == pytest.approx(0.5)
+    assert reach == pytest.approx(math.hypot(0.1, t * 0.1 * math.sqrt(2) / math.sqrt(2)), rel=1e-3)
+
+
+def test_the_table_says_when_ours_catches_up() -> None:
+    rows = table([line("ours", 0, 0.8), line("weak", 0, 0.4), line("strong", 0, 0.9)], "ours").splitlines()
+    assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["strong", "ours", "weak"]
+    assert rows[2].endswith("| never |")
+    assert rows[4].endswith("| 0.5 min |")
