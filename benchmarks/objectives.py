@@ -189,4 +189,4 @@ def mlp(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.BatchNorm1d(4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
 
 
-ALTERNATIVES = {"VideoMAE": VideoMAE, "V-JEPA": VJEPA, "instance contrast (MoCo v3)": Instance, "BYOL": BYOL}
+ALTERNATIVES = {"VideoMAE": VideoMAE, "V-JEPA": VJEPA, "MoCo v3": Instance, "BYOL": BYOL}
