@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -155,7 +156,7 @@ def run(
         curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
-            "steps": steps, "loss": loss, "scores": scores, "curve": curve, "commit": code_commit(),
+            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "steps": steps, "loss": loss, "scores": scores, "curve": curve, "commit": code_commit(),
             "config": asdict_plain(config)}  # fmt: skip
 
 

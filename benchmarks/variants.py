@@ -20,6 +20,7 @@ from mofore.config import PretrainConfig
 from mofore.ema import update_teacher
 from mofore.losses import info_nce, normalise
 from mofore.models.encoder import VideoEncoder
+from mofore.pretraining import build_head
 from mofore.types import Batch
 
 
@@ -42,12 +43,10 @@ class Terms:
     centred: bool = False  # latents are less their place's mean in the batch
     change: bool = False  # what is forecast is the target's latents less the context's
     levels: bool = False  # latents are the mean of all blocks' normalised outputs (Baevski et al. 2022)
-    temperature: float = 0.2
     apart: float = (
         1.0  # views: smallest share of the area that context and target show, each a square of its own
     )
     still: float = 0.0  # largest share of a still picture of another video (Wang et al. 2021)
-    inverted: float = 0.0  # probability of a negative
 
 
 class Seen(NamedTuple):
@@ -60,13 +59,12 @@ class Seen(NamedTuple):
 class Variant(Forecasting):
     def __init__(self, config: PretrainConfig, terms: Terms) -> None:
         super().__init__(config)
-        self.terms = terms
-        dim = self.encoder.dim
+        self.terms, self.temperature = terms, config.loss.temperature
         if terms.projector:
-            self.project, self.predict = mlp(dim), mlp(dim)
+            self.project, self.predict = mlp(self.encoder.dim), mlp(self.encoder.dim)
             self.teacher_project = copy.deepcopy(self.project).requires_grad_(False)
         elif terms.context or terms.arrow:
-            self.head = mlp(dim)
+            self.head = build_head(self.encoder.dim)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
         terms, student, count = self.terms, self.whole.student, batch.targets.shape[1]
@@ -113,10 +111,6 @@ class Variant(Forecasting):
             clips, count = clips.float(), len(clips)
             others = clips[torch.randperm(count), :, torch.randint(clips.shape[2], (count,))].unsqueeze(2)
             clips = torch.lerp(clips, others.expand_as(clips), torch.rand(count, 1, 1, 1, 1) * terms.still)
-        if terms.inverted:
-            clips = torch.where(
-                torch.rand(len(clips), 1, 1, 1, 1) < terms.inverted, 255 - clips.float(), clips.float()
-            )
         return clips
 
     @torch.no_grad()
@@ -136,12 +130,12 @@ class Variant(Forecasting):
 
     def find(self, queries: Tensor, keys: Tensor) -> Tensor:
         """InfoNCE of rows [Q, D] with the rows of the same number."""
-        return info_nce(queries, keys, torch.arange(len(queries)), self.terms.temperature)[0]
+        return info_nce(queries, keys, torch.arange(len(queries)), self.temperature)[0]
 
     def in_time(self, forecast: Tensor, latents: Tensor, now: Tensor, count: int) -> Tensor:
         moments = torch.cat([latents.unflatten(0, (-1, count)), now.unsqueeze(1)], dim=1)  # [B, K + 1, N, D]
         queries, keys = F.normalize(forecast.unflatten(0, (-1, count)), dim=-1), F.normalize(moments, dim=-1)
-        logits = torch.einsum("bknd,bjnd->bknj", queries, keys) / self.terms.temperature
+        logits = torch.einsum("bknd,bjnd->bknj", queries, keys) / self.temperature
         own = torch.arange(count).view(1, -1, 1).expand(logits.shape[:3])
         return F.cross_entropy(logits.flatten(0, 2), own.flatten())
 
@@ -153,7 +147,7 @@ class Variant(Forecasting):
         loss = terms.context * self.find(query, keys if terms.reverse else keys[:own])
         if terms.arrow:
             nearer = F.cosine_similarity(query, keys[:own]) - F.cosine_similarity(query, keys[own:])
-            loss = loss + terms.arrow * F.softplus(-nearer / terms.temperature).mean()
+            loss = loss + terms.arrow * F.softplus(-nearer / self.temperature).mean()
         return loss
 
     def after(self, momentum: float) -> None:
@@ -188,40 +182,25 @@ def all_levels(encoder: VideoEncoder, clips: Tensor) -> tuple[Tensor, Tensor]:
 
 VARIANTS = {
     "contrast of tokens": Terms(tokens=5),
+    "contrast of tokens, still pictures": Terms(tokens=5, still=0.6),
     "contrast of centred tokens": Terms(tokens=5, centred=True),
     "contrast with other moments": Terms(pooled=2.5, moments=2.5),
     "tokens and moments": Terms(tokens=5, now=True),
-    "forecast the change": Terms(pooled=5, change=True),
-    "targets of all levels": Terms(pooled=5, levels=True),
-    "contrast with the reverse": Terms(pooled=5, reverse=True),
     "tokens and the reverse": Terms(tokens=5, reverse=True),
+    "forecast the change": Terms(context=5, reverse=True, change=True),
+    "targets of all levels": Terms(context=5, reverse=True, levels=True),
+    "views apart": Terms(context=5, reverse=True, apart=0.6),
+    "contrast with the reverse": Terms(pooled=5, reverse=True),
     "contrast at the encoder": Terms(context=5),
     "the reverse at the encoder": Terms(context=5, reverse=True),
-    "the reverse at the encoder, tau 0.1": Terms(context=5, reverse=True, temperature=0.1),
     "the reverse at the encoder, centred": Terms(context=5, reverse=True, centred=True),
     "the reverse at the encoder, still pictures": Terms(context=5, reverse=True, still=0.6),
-    "the reverse at the encoder, both ways": Terms(context=5, reverse=True, both_ways=True, temperature=0.1),
-    "the reverse at the encoder, still pictures, tau 0.1": Terms(
-        context=5, reverse=True, still=0.6, temperature=0.1
-    ),
-    "no forecast, both ways": Terms(forecast=0, context=1, reverse=True, both_ways=True, temperature=0.1),
-    "no forecast, both ways, tau 0.2": Terms(forecast=0, context=1, reverse=True, both_ways=True),
+    "the reverse at the encoder, both ways": Terms(context=5, reverse=True, both_ways=True),
+    "no forecast, both ways": Terms(forecast=0, context=1, reverse=True, both_ways=True),
     "MoCo v3 and the reverse": Terms(forecast=0, context=1, reverse=True, both_ways=True, projector=True),
     "MoCo v3 and the reverse, still pictures": Terms(
         forecast=0, context=1, reverse=True, both_ways=True, projector=True, still=0.6
     ),
-    "MoCo v3 and the reverse, all views": Terms(
-        forecast=0,
-        context=1,
-        reverse=True,
-        both_ways=True,
-        projector=True,
-        still=0.6,
-        inverted=0.3,
-        apart=0.6,
-    ),
     "the arrow of time": Terms(arrow=5),
     "the arrow of time and contrast": Terms(context=1, arrow=5),
-    "contrast of tokens, still pictures": Terms(tokens=5, still=0.6),
-    "views apart": Terms(pooled=5, apart=0.6),
 }
