@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import footage as videos
-from benchmarks.learning import BASELINES, RECIPES, build
+from benchmarks.learning import BASELINES, WORDS, build
 from benchmarks.tables import combined, table
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import MOTIONS, motion_video
@@ -26,10 +26,10 @@ def footage() -> videos.Footage:
     return videos.Footage(frames, times, [2.0] * len(pairs), labels, groups, np.repeat("train", len(pairs)))
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in BASELINES])
+@pytest.mark.parametrize("name", [name for name in WORDS if name not in BASELINES])
 def test_a_recipe_moves_the_whole_encoder_that_is_measured(name: str, footage: videos.Footage) -> None:
     torch.manual_seed(0)
-    config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", *RECIPES[name]])
+    config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", *WORDS[name]])
     batch: Batch = next(videos.batches(footage, np.arange(24), config.data, 8, 0, config.tokens))
     objective = build(name, config, len(MOTIONS))
     before = copy.deepcopy(objective.encoder.state_dict())

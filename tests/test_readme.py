@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from benchmarks import learning
 from launch.cli import build_parser
 from launch.cluster import ClusterConfig
 from launch.submit import cluster_of, split_words
@@ -61,6 +62,8 @@ def test_command(command: str) -> None:
     elif words[0] == "torchrun":
         assert words[3:5] == ["-m", "mofore.train"]
         compose(PretrainConfig, words[5:])
+    elif words[:2] == ["python", "-m"]:
+        assert (REPOSITORY / f"{words[2].replace('.', '/')}.py").exists()
     else:
         assert words[0] == "mofore"
         arguments = build_parser().parse_args(words[1:])
@@ -68,6 +71,22 @@ def test_command(command: str) -> None:
             compose(PretrainConfig, arguments.keys)
         if words[1] == "evaluate":
             compose(EvaluateConfig, arguments.keys)
+
+
+SHOWN = [
+    line for block in blocks("bash") for line in block.splitlines() if "benchmarks.learning" in line and "--show" in line
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", SHOWN)
+def test_a_table_is_what_the_results_file_has(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    words = shlex.split(command)
+    drawn = words.index("--picture") if "--picture" in words else len(words)
+    monkeypatch.setattr("sys.argv", [words[2], *words[3:drawn], *words[drawn + 2 :]])
+    assert learning.main() == 0
+    assert capsys.readouterr().out in README
 
 
 def test_named_tests_exist() -> None:
