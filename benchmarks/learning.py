@@ -30,7 +30,7 @@ from tqdm import tqdm
 from benchmarks import footage as videos
 from benchmarks.footage import Footage
 from benchmarks.objectives import ALTERNATIVES, Forecasting, Objective, Supervised
-from benchmarks.scores import features, measure, recognised, skill
+from benchmarks.scores import features, measure, recognised, right_by_group, skill
 from benchmarks.tables import picture, table
 from benchmarks.variants import VARIANTS, Variant
 from evaluation.encoders import frame_differences, pixels
@@ -152,7 +152,8 @@ def run(
             objective, config, footage, 60 * minutes, seed,
             lambda: recognised(features(encode, footage, config, "validation"))["knn_accuracy"][0],
         )  # fmt: skip
-    scores = {part: measure(features(encode, footage, config, part)) for part in PARTS}
+    seen = {part: features(encode, footage, config, part) for part in PARTS}
+    scores = {part: measure(found) for part, found in seen.items()}
     if steps and type(objective) is Forecasting:
         scores = {
             part: found | skill(objective.whole, footage, config, part) for part, found in scores.items()
@@ -161,7 +162,8 @@ def run(
         curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
-            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "steps": steps, "loss": loss, "scores": scores, "curve": curve, "commit": code_commit(),
+            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "steps": steps, "loss": loss, "scores": scores,
+            "knn_groups": {part: right_by_group(found) for part, found in seen.items()}, "curve": curve, "commit": code_commit(),
             "config": asdict_plain(config)}  # fmt: skip
 
 
@@ -226,7 +228,7 @@ def main() -> int:
         print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)
         return 1
     for line in lines:
-        line["scores"] = line["scores"][asked.part]
+        line["scores"], line["knn_groups"] = line["scores"][asked.part], line["knn_groups"].get(asked.part)
     print(table(lines, "ours"))
     if asked.picture:
         picture(lines, asked.picture)

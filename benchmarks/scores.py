@@ -21,7 +21,7 @@ from evaluation.evaluate import PLAIN_VIEWS
 from evaluation.features import Features
 from evaluation.forecasting import forecast_errors
 from evaluation.intervals import Bootstrap, ratio
-from evaluation.recognition import knn, linear_probe
+from evaluation.recognition import knn, linear_probe, weighted_knn
 from evaluation.retrieval import retrieval
 from mofore.collapse import effective_rank
 from mofore.config import EvaluateConfig, PretrainConfig
@@ -56,6 +56,16 @@ def measure(found: Features) -> dict[str, Interval]:
     rank = float(effective_rank(torch.from_numpy(found.part("test").embeddings)))
     scores = {each.metric: interval(each) for each in results if each.value is not None}
     return scores | {"time_sense": time_sense(found), "effective_rank": (rank, rank, rank)}
+
+
+def right_by_group(found: Features) -> list[list[int]]:
+    """[right, videos] of kNN, each [G] in the order of the groups' names: for differences between recipes."""
+    train, test, ask = found.part("train"), found.part("test"), EvaluateConfig(run="none")
+    k = min(ask.k, len(train.labels))
+    predicted = weighted_knn(train.embeddings, train.labels, test.embeddings, k, ask.temperature)
+    units = np.unique(test.groups, return_inverse=True)[1]
+    right = np.bincount(units, predicted == test.labels).astype(int)
+    return [right.tolist(), np.bincount(units).tolist()]
 
 
 def interval(result) -> Interval:

@@ -1,7 +1,8 @@
 """Lines of benchmarks/results/learning.jsonl -> a table, and a picture of quality against time.
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
-squares. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as the curves are.
+squares. `behind` is the difference to ours of the same seeds on the same textures, whose interval is narrower than those of
+the two: where it is above zero, ours is better beyond chance. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as the curves are.
 """
 
 import math
@@ -14,6 +15,8 @@ import numpy as np
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from scipy import stats
+
+from evaluation.intervals import Bootstrap
 
 METRICS = {
     "knn_accuracy": "kNN",
@@ -28,10 +31,30 @@ def combined(runs: list[dict], metric: str) -> tuple[float, float]:
     """Mean over the seeds' runs and half of its 95% interval."""
     values = [run["scores"][metric][0] for run in runs]
     reach = statistics.mean((run["scores"][metric][2] - run["scores"][metric][1]) / 2 for run in runs)
-    if len(values) > 1:
-        of_seeds = stats.t.ppf(LEVEL, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
-        reach = math.hypot(reach, of_seeds)
-    return statistics.mean(values), reach
+    return statistics.mean(values), with_seeds(reach, np.array(values))
+
+
+def behind(ours: list[dict], runs: list[dict]) -> tuple[float, float] | None:
+    """kNN of ours less that of `runs`, over the seeds that both have, and half of its 95% interval."""
+    pairs = [
+        (one["knn_groups"], other["knn_groups"]) for one in ours for other in runs
+        if one["seed"] == other["seed"] and one["knn_groups"] and other["knn_groups"]
+    ]  # fmt: skip
+    if not pairs:
+        return None
+    more = np.array([np.subtract(one[0], other[0]) for one, other in pairs])  # [seeds, groups]
+    draws, videos = Bootstrap(np.arange(more.shape[1]), 1000, 0).draws, np.array(pairs[0][0][1])
+    of_groups = (draws @ more.mean(axis=0)) / (draws @ videos)
+    reach = (np.percentile(of_groups, 100 * LEVEL) - np.percentile(of_groups, 100 * (1 - LEVEL))) / 2
+    return float(of_groups[0]), with_seeds(reach, more.sum(axis=1) / videos.sum())
+
+
+def with_seeds(reach: float, values: np.ndarray) -> float:
+    """Half of an interval over groups, and that of the mean over seeds."""
+    if len(values) < 2:
+        return reach
+    of_seeds = stats.t.ppf(LEVEL, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
+    return math.hypot(reach, of_seeds)
 
 
 def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -46,7 +69,7 @@ def table(lines: list[dict], ours: str) -> str:
         line["recipe"]: [other for other in lines if other["recipe"] == line["recipe"]] for line in lines
     }
     order = sorted(recipes, key=lambda name: -combined(recipes[name], "knn_accuracy")[0])
-    heads = ["recipe", "seeds", "steps", *METRICS.values(), "skill by gap", "rank", "catches up"]
+    heads = ["recipe", "seeds", "steps", *METRICS.values(), "skill by gap", "rank", "behind", "catches up"]
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in order:
         runs = recipes[name]
@@ -57,6 +80,8 @@ def table(lines: list[dict], ours: str) -> str:
         gaps = [metric for metric in runs[0]["scores"] if metric.startswith(SKILL)]
         cells.append(", ".join(f"{combined(runs, gap)[0]:.2f}" for gap in gaps))
         cells.append(f"{combined(runs, 'effective_rank')[0]:.1f}")
+        less = behind(recipes.get(ours, []), runs) if name != ours else None
+        cells.append(f"{100 * less[0]:.1f} ± {100 * less[1]:.1f}" if less else "")
         cells.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

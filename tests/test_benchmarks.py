@@ -9,7 +9,7 @@ import torch
 
 from benchmarks import footage as videos
 from benchmarks.learning import BASELINES, WORDS, build
-from benchmarks.tables import combined, table
+from benchmarks.tables import behind, combined, table
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import MOTIONS, motion_video
 from mofore.models.encoder import Attention
@@ -62,7 +62,7 @@ def line(recipe: str, seed: int, value: float, steps: int = 10) -> dict:
     scores = dict.fromkeys(("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank"),
                            [value, value - 0.1, value + 0.1])  # fmt: skip
     return {"recipe": recipe, "seed": seed, "minutes": 1.0, "steps": steps, "scores": scores,
-            "curve": [[30, value / 2], [60, value]]}  # fmt: skip
+            "knn_groups": None, "curve": [[30, value / 2], [60, value]]}  # fmt: skip
 
 
 def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
@@ -72,6 +72,18 @@ def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
     t = 12.706  # of one degree of freedom, 97.5%
     assert mean == pytest.approx(0.5)
     assert reach == pytest.approx(math.hypot(0.1, t * 0.1 * math.sqrt(2) / math.sqrt(2)), rel=1e-3)
+
+
+def test_the_difference_of_two_recipes_is_taken_on_the_same_groups() -> None:
+    ours, other = line("ours", 0, 0.75), line("weak", 0, 0.5)
+    ours["knn_groups"] = [[8, 4, 8, 4], [8, 8, 8, 8]]
+    other["knn_groups"] = [[6, 2, 6, 2], [8, 8, 8, 8]]  # a quarter less on every one of them
+    assert behind([ours], [other]) == pytest.approx((0.25, 0.0))
+    other["knn_groups"] = [[8, 0, 8, 0], [8, 8, 8, 8]]
+    less, reach = behind([ours], [other])
+    assert less == 0.25
+    assert reach > 0.1
+    assert behind([ours], [line("weak", 0, 0.5)]) is None
 
 
 def test_the_table_says_when_ours_catches_up() -> None:
