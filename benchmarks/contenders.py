@@ -41,7 +41,7 @@ def noise(config: PretrainConfig) -> Batch:
     clips = [torch.randint_like(part, 0, 256) for part in batch[:2]]
     kept = batch.kept
     if config.data.keep < 1:
-        orders = torch.stack([torch.randperm(config.tokens) for _ in clips[0]])
+        orders = torch.stack([torch.randperm(config.tokens) for _ in range(config.global_batch)])
         kept = orders[:, : round(config.data.keep * config.tokens)].sort(dim=1).values
     return Batch(clips[0], clips[1], batch.gaps + 0.5, batch.rows, kept)
 

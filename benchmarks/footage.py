@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from mofore.data.dataset import DataConfig, draw_sample, pretraining_batch, usable_rows
+from mofore.data.dataset import DataConfig, collate, draw_sample, usable_rows
 from mofore.data.decode import frame_times, open_video, read_frames
 from mofore.data.loader import global_batch_keys
 from mofore.data.manifest import read_annotations, read_manifest
@@ -142,7 +142,7 @@ def batches(
             samples.append(
                 draw_sample(rng, footage.times[row], footage.durations[row], read, row, config, tokens)
             )
-        yield pretraining_batch(samples, config)
+        yield collate(samples)
         step += 1
 
 

@@ -92,12 +92,7 @@ def skill(model: Pretraining, footage: Footage, config: PretrainConfig, part: st
     bootstrap = Bootstrap(footage.groups[rows], 1000, 0)
     for gap in np.linspace(config.data.gap.min, config.data.gap.max, GAPS):
         data = replace(
-            config.data,
-            gap=GapConfig(GapLaw.fixed, 0, float(gap)),
-            targets=1,
-            both_ways=False,
-            keep=1,
-            augment=PLAIN_VIEWS,
+            config.data, gap=GapConfig(GapLaw.fixed, 0, float(gap)), targets=1, keep=1, augment=PLAIN_VIEWS
         )
         samples = [
             draw_sample(np.random.default_rng(int(row)), footage.times[row], footage.durations[row],

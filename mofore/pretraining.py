@@ -96,23 +96,20 @@ class Pretraining(nn.Module):
         kept = _given(batch.kept)
         tokens = self.student(batch.context, kept)
         forecast = self.forecaster(tokens, batch.gaps, kept).float()
-        clips = forecast.shape[1] * len(batch.context) // len(batch.rows)  # targets of a video
-        contrast, accuracy = self.contrast(tokens, forecast, keys, first, clips)
+        contrast, accuracy = self.contrast(tokens, forecast, keys, first)
         regression = forecasting_loss(forecast, targets.tokens, self.loss.regression)
         total = regression + self.loss.contrast * contrast
         return Losses(total, regression.detach(), contrast.detach(), accuracy)
 
-    def contrast(
-        self, tokens: Tensor, forecast: Tensor, keys: Tensor, first: int, clips: int
-    ) -> tuple[Tensor, Tensor]:
-        """InfoNCE and its accuracy, of student tokens [B, N, D] and forecasts [B, K, M, D]; clips: keys of a video."""
+    def contrast(self, tokens: Tensor, forecast: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        """InfoNCE and its accuracy, of student tokens [B, N, D] and forecasts [B, K, M, D]."""
         count = forecast.shape[1]
         own = torch.arange(first, first + count * len(tokens), device=keys.device)
         if self.head is None:
             return info_nce(forecast.mean(dim=2).flatten(0, 1), keys, own, self.loss.temperature)
         queries = self.head(tokens.mean(dim=1)).float().repeat_interleave(count, dim=0)
         rows = torch.arange(len(keys), device=keys.device)
-        same = rows // clips == own[:, None] // clips  # of the same video
+        same = rows // count == own[:, None] // count  # targets of the same context
         return info_nce(queries, keys, own, self.loss.temperature, same & (rows != own[:, None]))
 
     @torch.no_grad()

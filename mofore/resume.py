@@ -12,7 +12,7 @@ import torch
 
 from mofore.checkpoint import Checkpoint, find_checkpoint, set_aside
 from mofore.config import PretrainConfig
-from mofore.data.dataset import PretrainClips, both_ways
+from mofore.data.dataset import PretrainClips
 from mofore.data.loader import RankBatches, batches_of, build_loader, global_batch_keys
 from mofore.data.manifest import Manifest
 from mofore.distributed import from_rank_0, rank, world
@@ -92,14 +92,13 @@ def empty_batch(config: PretrainConfig, videos: int, device: torch.device) -> Ba
     """Black clips of the run's shapes, for the empty update of a resume."""
     data = config.data
     clip = (3, data.frames, data.size, data.size)
-    one_way = Batch(
+    return Batch(
         torch.zeros(videos, *clip, dtype=torch.uint8, device=device),
         torch.zeros(videos, data.targets, *clip, dtype=torch.uint8, device=device),
         torch.zeros(videos, data.targets, device=device),
         torch.zeros(videos, dtype=torch.int64, device=device),
         torch.zeros(videos, 0, dtype=torch.int64, device=device),
     )
-    return both_ways(one_way, data)
 
 
 def load_state(engine: Engine, checkpoint: Checkpoint) -> None:

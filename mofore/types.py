@@ -1,7 +1,6 @@
 """What travels through pretraining, and the shape legend that every module uses.
 
-V  videos in a micro-batch            T  frames in a clip            N  tokens of a clip (T/t * H/p * W/p)
-B  contexts: V, or 2 V (both ways)
+B  videos in a micro-batch            T  frames in a clip            N  tokens of a clip (T/t * H/p * W/p)
 K  targets of a context               C  colour channels (3)         D  width of the encoder
 H, W  height and width in pixels      t, p  frames and pixels of a tubelet's side
 u8, f32, i64  dtypes of tensors
@@ -20,8 +19,8 @@ class Batch(NamedTuple):
 
     context: Tensor  # u8 [B, C, T, H, W]
     targets: Tensor  # u8 [B, K, C, T, H, W]
-    gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target; back in time below 0
-    rows: Tensor  # i64 [V] rows of the manifest; contexts of one video are neighbours
+    gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target
+    rows: Tensor  # i64 [B] rows of the manifest
     kept: Tensor  # i64 [B, M] tokens of the context that the student sees, ascending; M = 0: all
 
 

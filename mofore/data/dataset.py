@@ -33,7 +33,6 @@ class DataConfig:
     fps: float = 12.0
     size: int = 224  # pixels of a view's side
     targets: int = 1  # clips that a context is asked to forecast, each at a gap of its own
-    both_ways: bool = False  # the target is a context too, of which the context is forecast; needs targets=1
     keep: float = 0.5  # share of a context's tokens that the student sees, drawn anew for each sample; 1: all
     split: str | None = None  # pretrain on the videos of one split; None takes all
     gap: GapConfig = field(default_factory=GapConfig)
@@ -44,11 +43,6 @@ class DataConfig:
             raise UserError(
                 f"data: frames={self.frames}, size={self.size} and targets={self.targets} must be at least 1, "
                 f"and fps={self.fps} above 0."
-            )
-        if self.both_ways and self.targets != 1:
-            raise UserError(
-                f"data.both_ways=true takes one target, data.targets={self.targets}: set data.targets=1 or "
-                f"data.both_ways=false."
             )
         if not 0 < self.keep <= 1:
             raise UserError(f"data.keep={self.keep} is a share of tokens: give 0 < keep <= 1.")
@@ -146,29 +140,6 @@ def collate(samples: Sequence[Sample]) -> Batch:
         gaps=torch.stack([sample.gaps for sample in samples]),
         rows=torch.tensor([sample.row for sample in samples]),
         kept=torch.stack([sample.kept for sample in samples]),
-    )
-
-
-def pretraining_batch(samples: Sequence[Sample], config: DataConfig) -> Batch:
-    """The same as training takes it."""
-    return both_ways(collate(samples), config)
-
-
-def both_ways(batch: Batch, config: DataConfig) -> Batch:
-    """With data.both_ways each clip of a pair is the context once and the target once: V pairs -> B = 2 V, pair by
-    pair. Gaps keep their meaning, from the end of the context to the start of its target: back in time they are negative.
-    """
-    if not config.both_ways:
-        return batch
-    length = span(config.frames, config.fps)
-    clips = torch.stack([batch.context, batch.targets[:, 0]], dim=1)  # [V, 2, C, T, H, W]
-    gaps = torch.cat([batch.gaps, -batch.gaps - 2 * length], dim=1)  # [V, 2]
-    return Batch(
-        context=clips.flatten(0, 1),
-        targets=clips.flip(1).flatten(0, 1).unsqueeze(1),
-        gaps=gaps.view(-1, 1),
-        rows=batch.rows,
-        kept=batch.kept.repeat_interleave(2, dim=0),
     )
 
 

@@ -14,7 +14,7 @@ from multiprocessing import forkserver
 import numpy as np
 from torch.utils.data import DataLoader, Sampler
 
-from mofore.data.dataset import PretrainClips, pretraining_batch
+from mofore.data.dataset import PretrainClips, collate
 from mofore.errors import UserError
 from mofore.preemption import deaf_children, live_and_die_with
 
@@ -80,7 +80,7 @@ def build_loader(dataset: PretrainClips, batches: RankBatches, workers: int, pin
     return DataLoader(
         dataset,
         batch_sampler=batches,
-        collate_fn=functools.partial(pretraining_batch, config=dataset.config),
+        collate_fn=collate,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
         prefetch_factor=4 if workers else None,

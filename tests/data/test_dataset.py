@@ -7,14 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mofore.data.dataset import (
-    DataConfig,
-    EvaluationClips,
-    PretrainClips,
-    collate,
-    pretraining_batch,
-    usable_rows,
-)
+from mofore.data.dataset import DataConfig, EvaluationClips, PretrainClips, collate, usable_rows
 from mofore.data.decode import Reader
 from mofore.data.manifest import Row, Video, read_manifest, write_manifest
 from mofore.data.probe import probe
@@ -112,25 +105,6 @@ def test_frames_and_gaps_are_those_of_the_file(tmp_path):
             assert np.diff([*context, *later]).min() >= 0
             assert np.diff(shown[later]) == pytest.approx(np.full(3, 0.2), abs=0.16)
             assert gap == pytest.approx(max(shown[later[0]] - shown[context[0]] - 0.8, 0), abs=2e-3)
-
-
-def test_both_ways_each_clip_is_the_context_once_and_gaps_keep_their_meaning(manifest):
-    data = clips(manifest, targets=1, both_ways=True)
-    samples = [data[0, 5], data[0, 7]]
-    one, batch = collate(samples), pretraining_batch(samples, data.config)
-    assert torch.equal(batch.context[0::2], one.context)
-    assert torch.equal(batch.context[1::2], one.targets[:, 0])
-    assert torch.equal(batch.targets[0::2], one.targets)
-    assert torch.equal(batch.targets[1::2, 0], one.context)
-    assert torch.equal(batch.gaps[0::2], one.gaps)
-    later = 0.5 + one.gaps  # where the target starts, from the start of the context: a clip takes 4 / 8 s
-    assert torch.allclose(batch.gaps[1::2], 0 - (later + 0.5))
-    assert batch.rows.tolist() == [5, 7]
-
-
-def test_both_ways_takes_one_target(manifest):
-    with pytest.raises(UserError, match=r"data.both_ways=true takes one target, data.targets=3"):
-        config(manifest, both_ways=True)
 
 
 def test_one_sample_is_one_decode(manifest, monkeypatch):
