@@ -29,11 +29,11 @@ from tqdm import tqdm
 
 from benchmarks import footage as videos
 from benchmarks.footage import Footage
-from benchmarks.objectives import ALTERNATIVES, Forecasting, Objective, Supervised
-from benchmarks.scores import features, measure, recognised, right_by_group, skill
+from benchmarks.objectives import Forecasting, Objective
+from benchmarks.recipes import BASELINES, EXPERIMENTS, RECIPES, WORDS, build
+from benchmarks.scores import against, features, measure, recognised, right_by_group, skill
 from benchmarks.tables import picture, table
-from benchmarks.variants import VARIANTS, Variant
-from evaluation.encoders import frame_differences, pixels
+from benchmarks.variants import VARIANTS
 from mofore.config import PretrainConfig, asdict_plain, compose
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.run import code_commit
@@ -43,55 +43,6 @@ RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 CALIBRATION = 20  # steps after which it is known how many fit into the time
 PARTS = ("validation", "test")
 LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
-BASELINES = {"untrained": None, "pixels": pixels, "frame differences": frame_differences}
-FORECAST_ALONE = ["loss.query=forecast", "loss.reverse=false"]
-RECIPES: dict[str, list[str]] = {  # words of `mofore pretrain` on top of experiment=demo
-    "ours": [],
-    "MoFore as published": [
-        "backbone.attention=per_frame", "backbone.tubelet=1", "forecaster.kind=mlp", "forecaster.dim=384",
-        "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}", *FORECAST_ALONE,
-        "teacher={momentum: 0.7, final_momentum: 0.7}", "optimizer.lr=1e-3",
-    ],
-    # of 1e-3 and 2e-3 (ours), four minutes on the hard form: none of these learned more at 2e-3 (validation part)
-    **dict.fromkeys(ALTERNATIVES, ["optimizer.lr=1e-3"]),
-    "with labels": ["optimizer.lr=1e-3", "data.augment.still=0"],  # a ceiling: the views too
-    **{name: [] for name in BASELINES},
-}  # fmt: skip
-EXPERIMENTS: dict[str, list[str]] = {  # ours but for one thing
-    "ours": [],
-    "ours: no reverse": ["loss.reverse=false"],
-    "ours: the forecast is told apart": ["loss.query=forecast"],
-    "ours: the forecast is told apart, no reverse": FORECAST_ALONE,
-    "ours: no still pictures": ["data.augment.still=0"],
-    "ours: half of the tokens": ["data.keep=0.5"],
-    "ours: two targets": ["data.targets=2"],
-    "ours: near": ["data.gap.min=0", "data.gap.max=0.3"],
-    "ours: far": ["data.gap.min=0.6", "data.gap.max=1.2"],
-    "ours: log-uniform gaps": ["data.gap={law: log_uniform, min: 0.1, max: 1.2}"],
-    "ours: no contrast": ["loss.contrast=0"],
-    "ours: contrast 1": ["loss.contrast=1"],
-    "ours: contrast 20": ["loss.contrast=20"],
-    "ours: temperature 0.05": ["loss.temperature=0.05"],
-    "ours: temperature 0.2": ["loss.temperature=0.2"],
-    "ours: batches of 64": ["global_batch=64"],
-    "ours: momentum 0.99": ["teacher.momentum=0.99"],
-    "ours: momentum 0.8": ["teacher.momentum=0.8"],
-    "ours: deep forecaster": ["forecaster.depth=3"],
-    "ours: wide forecaster": ["forecaster.dim=192", "forecaster.heads=6"],
-    "ours: pooled forecast": ["forecaster.kind=mlp", "forecaster.dim=384"],
-    "ours: raw targets": ["loss.normalise_targets=false"],
-    **dict.fromkeys(VARIANTS, FORECAST_ALONE),  # the product's own contrast has no part in them
-    "MoCo v3, no still pictures": ["optimizer.lr=1e-3", "data.augment.still=0"],
-}
-WORDS = RECIPES | EXPERIMENTS
-
-
-def build(name: str, config: PretrainConfig, classes: int) -> Objective:
-    if name == "with labels":
-        return Supervised(config, classes)
-    if name in VARIANTS:
-        return Variant(config, VARIANTS[name])
-    return ALTERNATIVES.get(name.split(",")[0], Forecasting)(config)
 
 
 def train(
@@ -153,9 +104,10 @@ def run(
     else:
         steps, loss, curve = train(
             objective, config, footage, 60 * minutes, seed,
-            lambda: recognised(features(encode, footage, config, "validation"))["knn_accuracy"][0],
+            lambda: recognised(against(features(encode, footage, config, "validation"), "validation"))["knn_accuracy"][0],
         )  # fmt: skip
-    seen = {part: features(encode, footage, config, part) for part in PARTS}
+    every = features(encode, footage, config, *PARTS)
+    seen = {part: against(every, part) for part in PARTS}
     scores = {part: measure(found) for part, found in seen.items()}
     if steps and type(objective) is Forecasting:
         scores = {
@@ -191,9 +143,10 @@ def main() -> int:
     )
     parser.add_argument("--minutes", type=float, default=10.0, help="of each run (default: 10)")
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
-    parser.add_argument("--recipes", nargs="+", choices=WORDS, metavar="NAME",
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--recipes", nargs="+", choices=WORDS, metavar="NAME",
                         help="ours, the alternatives, a ceiling with labels and baselines, unless named")  # fmt: skip
-    parser.add_argument("--experiments", action="store_true", help="what was tried on ours instead")
+    which.add_argument("--experiments", action="store_true", help="what was tried on ours instead")
     parser.add_argument("--part", choices=PARTS, default="validation",
                         help="that the table is of: test is read once, at the end (default: validation)")  # fmt: skip
     parser.add_argument("--folder", default="demo/learning", help="for the videos (default: demo/learning)")

@@ -35,13 +35,18 @@ Interval = tuple[float, float, float]
 
 @torch.inference_mode()
 def features(
-    encode: Callable[[Tensor], Tensor], footage: Footage, config: PretrainConfig, part: str
+    encode: Callable[[Tensor], Tensor], footage: Footage, config: PretrainConfig, *parts: str
 ) -> Features:
-    """Of train and of one other part, which is called test for the evaluators."""
-    rows = np.concatenate([footage.rows("train"), footage.rows(part)])
+    """Of train and of these parts."""
+    rows = np.concatenate([footage.rows(part) for part in ("train", *parts)])
     clips = [encode(videos.views(footage, row, config.data, VIEWS)).float().numpy() for row in rows]
-    parts = np.where(footage.parts[rows] == "train", "train", "test")
-    return Features(np.stack(clips), footage.labels[rows], footage.groups[rows], parts)
+    return Features(np.stack(clips), footage.labels[rows], footage.groups[rows], footage.parts[rows])
+
+
+def against(found: Features, part: str) -> Features:
+    """Train and one part, which is called test for the evaluators."""
+    both = found.select(np.isin(found.parts, ("train", part)))
+    return replace(both, parts=np.where(both.parts == "train", "train", "test"))
 
 
 def recognised(found: Features) -> dict[str, Interval]:
