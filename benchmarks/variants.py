@@ -196,6 +196,7 @@ VARIANTS = {
     "the reverse at the encoder, centred": Terms(context=5, reverse=True, centred=True),
     "the reverse at the encoder, still pictures": Terms(context=5, reverse=True, still=0.6),
     "the reverse at the encoder, both ways": Terms(context=5, reverse=True, both_ways=True),
+    "contrast at the encoder, both ways": Terms(context=5, both_ways=True),
     "no forecast, both ways": Terms(forecast=0, context=1, reverse=True, both_ways=True),
     "MoCo v3 and the reverse": Terms(forecast=0, context=1, reverse=True, both_ways=True, projector=True),
     "MoCo v3 and the reverse, still pictures": Terms(
