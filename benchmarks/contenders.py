@@ -78,7 +78,7 @@ def our_passes(config: PretrainConfig, backward: bool = True) -> Step:
 
     def step() -> torch.Tensor:
         targets = model(batch)
-        loss = model(batch, targets, targets.all_keys()).total
+        loss = model(batch, targets, targets.keys).total
         if backward:
             loss.backward()
         return loss

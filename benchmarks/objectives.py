@@ -59,7 +59,7 @@ class Forecasting(Objective):
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
         targets = self.whole.teach(batch)
-        return self.whole(batch, targets, targets.all_keys()).total
+        return self.whole(batch, targets, targets.keys).total
 
     def after(self, momentum: float) -> None:
         update_teacher(self.whole.teacher, self.whole.student, momentum)

@@ -19,28 +19,34 @@ RECIPES: dict[str, list[str]] = {
     "with labels": ["optimizer.lr=1e-3", "data.augment.still=0"],  # a ceiling: the views too
     **{name: [] for name in BASELINES},
 }  # fmt: skip
-EXPERIMENTS: dict[str, list[str]] = {  # ours but for one thing
+ONE_THING: dict[str, list[str]] = {  # that differs
+    "no reverse": ["loss.reverse=false"],
+    "half of the tokens": ["data.keep=0.5"],
+    "two targets": ["data.targets=2"],
+    "near": ["data.gap.min=0", "data.gap.max=0.3"],
+    "far": ["data.gap.min=0.6", "data.gap.max=1.2"],
+    "log-uniform gaps": ["data.gap={law: log_uniform, min: 0.1, max: 1.2}"],
+    "no contrast": ["loss.contrast=0"],
+    "contrast 1": ["loss.contrast=1"],
+    "contrast 20": ["loss.contrast=20"],
+    "temperature 0.05": ["loss.temperature=0.05"],
+    "temperature 0.2": ["loss.temperature=0.2"],
+    "batches of 64": ["global_batch=64"],
+    "momentum 0.99": ["teacher.momentum=0.99"],
+    "momentum 0.8": ["teacher.momentum=0.8"],
+    "deep forecaster": ["forecaster.depth=3"],
+    "wide forecaster": ["forecaster.dim=192", "forecaster.heads=6"],
+    "pooled forecast": ["forecaster.kind=mlp", "forecaster.dim=384"],
+    "raw targets": ["loss.normalise_targets=false"],
+}
+CONTEXTS_ALONE = ["loss.query=context", "loss.contrast=5"]
+EXPERIMENTS: dict[str, list[str]] = {
     "ours": [],
-    "ours: no reverse": ["loss.reverse=false"],
-    "ours: the forecast is told apart": ["loss.query=forecast"],
-    "ours: the forecast is told apart, no reverse": FORECAST_ALONE,
-    "ours: half of the tokens": ["data.keep=0.5"],
-    "ours: two targets": ["data.targets=2"],
-    "ours: near": ["data.gap.min=0", "data.gap.max=0.3"],
-    "ours: far": ["data.gap.min=0.6", "data.gap.max=1.2"],
-    "ours: log-uniform gaps": ["data.gap={law: log_uniform, min: 0.1, max: 1.2}"],
-    "ours: no contrast": ["loss.contrast=0"],
-    "ours: contrast 1": ["loss.contrast=1"],
-    "ours: contrast 20": ["loss.contrast=20"],
-    "ours: temperature 0.05": ["loss.temperature=0.05"],
-    "ours: temperature 0.2": ["loss.temperature=0.2"],
-    "ours: batches of 64": ["global_batch=64"],
-    "ours: momentum 0.99": ["teacher.momentum=0.99"],
-    "ours: momentum 0.8": ["teacher.momentum=0.8"],
-    "ours: deep forecaster": ["forecaster.depth=3"],
-    "ours: wide forecaster": ["forecaster.dim=192", "forecaster.heads=6"],
-    "ours: pooled forecast": ["forecaster.kind=mlp", "forecaster.dim=384"],
-    "ours: raw targets": ["loss.normalise_targets=false"],
+    **{f"ours: {name}": words for name, words in ONE_THING.items()},
+    "contexts alone": CONTEXTS_ALONE,
+    **{f"contexts alone: {name}": [*CONTEXTS_ALONE, *words] for name, words in ONE_THING.items()},
+    "the forecast is told apart": ["loss.query=forecast"],
+    "the forecast is told apart, no reverse": FORECAST_ALONE,
     **dict.fromkeys(VARIANTS, FORECAST_ALONE),  # the product's own contrast has no part in them
 }
 WORDS = RECIPES | EXPERIMENTS

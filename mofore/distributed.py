@@ -58,7 +58,7 @@ def run_token() -> str:
 
 def gather(tensor: Tensor) -> Tensor:
     """Tensors [B, ...] of all ranks, in rank order, as one [world * B, ...]; gradients flow back to their rank."""
-    if world() == 1:
+    if world() == 1 or tensor.numel() == 0:
         return tensor
     return _Gather.apply(tensor)
 

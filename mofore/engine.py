@@ -196,7 +196,7 @@ def make_moments(engine: Engine, batch: Batch) -> None:
     for _ in range(engine.gradient_accumulation_steps()):
         with torch.no_grad():
             targets = engine(batch)
-        losses = engine(batch, targets, targets.all_keys())
+        losses = engine(batch, targets, targets.keys)
         engine.backward(losses.total * 0.0)
         engine.step()
     _set_updates(engine, 0)

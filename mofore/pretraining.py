@@ -1,8 +1,8 @@
 """Student, teacher and forecaster as one module, so that one engine shards and saves them together.
 
-    batch -> teach (teacher, no gradient) -> Targets
-    batch, Targets, all keys of the global batch -> student -> forecaster -> Losses
-                                                      `-> head
+    batch -> teach (teacher, no gradient) -> Targets: tokens, keys
+    batch, Targets, keys of the global batch -> student -> forecaster -> Losses
+                                                    `-> head
 
 The teacher looks first, at every micro-batch of a step; then the student forecasts one micro-batch after the
 other against the keys of the whole global batch. So the contrast has the same negatives, and the step the
@@ -20,13 +20,15 @@ from mofore.errors import UserError
 from mofore.losses import Regression, forecasting_loss, info_nce, normalise
 from mofore.models.encoder import BackboneConfig, VideoEncoder
 from mofore.models.forecaster import ForecasterConfig, ForecasterKind, build_forecaster
-from mofore.types import Batch, Losses, Targets
+from mofore.types import Batch, Keys, Losses, Targets
 
 
 class Query(Enum):
-    """What has to find the own target's mean latent among those of others."""
+    """What has to find its own clip's mean latent among those of other videos."""
 
-    context = "context"  # the context's own mean latent, through a head: what is used after training
+    # the student's mean latent, through a head, so that the contrast forms what is used after training:
+    both = "both"  # of the context its target, and of the target its context (the symmetric loss of Chen et al. 2021)
+    context = "context"  # of the context its target: half the student's work
     forecast = "forecast"  # the mean of the forecast, as published
 
 
@@ -37,8 +39,8 @@ class LossConfig:
     regression: Regression = Regression.mse
     normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
     contrast: float = 1.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
-    query: Query = Query.context  # of the contrast
-    reverse: bool = True  # targets played backwards are negatives too: the same pictures, another motion
+    query: Query = Query.both  # of the contrast
+    reverse: bool = True  # clips played backwards are negatives too: the same pictures, another motion
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -68,6 +70,7 @@ class Pretraining(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.loss = config.loss
+        self.both = config.loss.query is Query.both and config.loss.contrast > 0
         self.pooled = config.forecaster.kind is ForecasterKind.mlp
         self.student = VideoEncoder(config.backbone, config.frames, config.size)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
@@ -75,7 +78,7 @@ class Pretraining(nn.Module):
         self.forecaster = build_forecaster(
             config.forecaster, self.student.dim, steps, side, config.backbone.checkpoint_every
         )
-        self.head = build_head(self.student.dim) if config.loss.query is Query.context else None
+        self.head = None if config.loss.query is Query.forecast else build_head(self.student.dim)
         self.train()
 
     def train(self, mode: bool = True) -> "Pretraining":
@@ -85,40 +88,59 @@ class Pretraining(nn.Module):
         return self
 
     def forward(
-        self, batch: Batch, targets: Targets | None = None, keys: Tensor | None = None, first: int = 0
+        self, batch: Batch, targets: Targets | None = None, keys: Keys | None = None, first: int = 0
     ) -> Targets | Losses:
-        """keys: [M, D] of the whole global batch, of which rows first.. are this batch's own B * K; after all keys may
-        come reversed ones.
-        """
+        """keys: of the whole global batch, of which contexts first.. are this batch's own."""
         if targets is None:
             return self.teach(batch)
         assert keys is not None
-        kept = _given(batch.kept)
-        tokens = self.student(batch.context, kept)
-        forecast = self.forecaster(tokens, batch.gaps, kept).float()
+        (videos, count), kept, clips = batch.gaps.shape, _given(batch.kept), batch.context
+        if self.both:  # context and targets in one call of the student
+            clips = torch.cat([clips, batch.targets.flatten(0, 1)])
+            seen = kept if kept is None else torch.cat([kept, kept.repeat_interleave(count, dim=0)])
+        else:
+            seen = kept
+        tokens = self.student(clips, seen)
+        forecast = self.forecaster(tokens[:videos], batch.gaps, kept).float()
         contrast, accuracy = self.contrast(tokens, forecast, keys, first)
         regression = forecasting_loss(forecast, targets.tokens, self.loss.regression)
         total = regression + self.loss.contrast * contrast
         return Losses(total, regression.detach(), contrast.detach(), accuracy)
 
-    def contrast(self, tokens: Tensor, forecast: Tensor, keys: Tensor, first: int) -> tuple[Tensor, Tensor]:
-        """InfoNCE and its accuracy, of student tokens [B, N, D] and forecasts [B, K, M, D]."""
-        count = forecast.shape[1]
-        own = torch.arange(first, first + count * len(tokens), device=keys.device)
+    def contrast(self, tokens: Tensor, forecast: Tensor, keys: Keys, first: int) -> tuple[Tensor, Tensor]:
+        """InfoNCE and its accuracy, of student tokens [B, N, D], of the targets [B * K, N, D] after them where both are
+        asked, and forecasts [B, K, M, D].
+        """
+        videos, count = forecast.shape[:2]
+        own = torch.arange(first * count, (first + videos) * count, device=forecast.device)  # rows of targets
+        among = torch.cat([keys.targets, keys.reversed_targets])
         if self.head is None:
-            return info_nce(forecast.mean(dim=2).flatten(0, 1), keys, own, self.loss.temperature)
-        queries = self.head(tokens.mean(dim=1)).float().repeat_interleave(count, dim=0)
-        rows = torch.arange(len(keys), device=keys.device)
-        same = rows // count == own[:, None] // count  # targets of the same context
-        return info_nce(queries, keys, own, self.loss.temperature, same & (rows != own[:, None]))
+            return info_nce(forecast.mean(dim=2).flatten(0, 1), among, own, self.loss.temperature)
+        queries = self.head(tokens.mean(dim=1)).float()
+        rows = torch.arange(len(among), device=own.device)
+        siblings = (rows // count == own[:, None] // count) & (rows != own[:, None])  # targets of one context
+        ahead = queries[:videos].repeat_interleave(count, dim=0)
+        loss, accuracy = info_nce(ahead, among, own, self.loss.temperature, siblings)
+        if self.both:
+            among = torch.cat([keys.contexts, keys.reversed_contexts])
+            back = info_nce(queries[videos:], among, own // count, self.loss.temperature)
+            loss, accuracy = (loss + back[0]) / 2, (accuracy + back[1]) / 2
+        return loss, accuracy
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Targets:
-        """What the teacher sees in the targets."""
-        tokens = self.latents(batch.targets)
-        turned = self.loss.contrast and self.loss.reverse
-        backwards = self.latents(batch.targets.flip(3)) if turned else tokens[:, :0]
-        return Targets(tokens, tokens.mean(dim=2), backwards.mean(dim=2))
+        """What the teacher sees in the targets, and in the contexts where these have to be found."""
+        tokens, turned = self.latents(batch.targets), self.loss.reverse and self.loss.contrast > 0
+
+        def keys(clips: Tensor, wanted: bool) -> Tensor:
+            seen = self.latents(clips) if wanted else tokens[:0]
+            return seen.mean(dim=2).flatten(0, 1)
+
+        targets, contexts = batch.targets.flip(3), batch.context.unsqueeze(1)
+        return Targets(tokens, Keys(
+            tokens.mean(dim=2).flatten(0, 1), keys(targets, turned),
+            keys(contexts, self.both), keys(contexts.flip(3), self.both and turned),
+        ))  # fmt: skip
 
     @torch.no_grad()
     def latents(self, clips: Tensor) -> Tensor:
@@ -146,7 +168,7 @@ def _given(kept: Tensor | None) -> Tensor | None:
 
 
 def build_head(dim: int) -> nn.Module:
-    """From the context's mean latent to that of a target. Layer norm, since batch norm would see micro-batches."""
+    """From a clip's mean latent to that of another. Layer norm, since batch norm would see micro-batches."""
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.LayerNorm(4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
 
 

@@ -40,7 +40,7 @@ from mofore.resume import build, check_room, go_back, load_batches, rank_batches
 from mofore.run import check_run, claim_run, hold_run
 from mofore.saving import Saver
 from mofore.schedules import learning_rate, teacher_momentum
-from mofore.types import Batch, Losses
+from mofore.types import Batch, Keys, Losses
 from mofore.watchdog import Watchdog, held_clips
 
 RANK_ROWS = 256  # embeddings that the logged effective rank is taken over, at most
@@ -146,27 +146,24 @@ def run_steps(
 
 
 def update(engine: Engine, micro_batches: list[Batch], guard: Guard) -> tuple[Losses, Tensor, float]:
-    """One update from all micro-batches: the mean losses over ranks, the keys [M, D] of the global batch, and
+    """One update from all micro-batches: the mean losses over ranks, the target keys [M, D] of the global batch, and
     the norm of the gradient before clipping; it is not finite where the update was not made.
     """
     with torch.no_grad():
         targets = [engine(batch) for batch in micro_batches]
-    own = torch.cat([target.keys.flatten(0, 1) for target in targets])
-    keys, first, seen = gather(own), rank() * len(own), []
-    reversed_keys = torch.cat([target.reversed_keys.flatten(0, 1) for target in targets])
-    told_from = torch.cat([keys, gather(reversed_keys)]) if len(reversed_keys) else keys
-    norm, allowed = None, True
+    keys = Keys(*(gather(kind) for kind in Keys.joined([target.keys for target in targets])))
+    first, seen, norm, allowed = rank() * sum(len(batch.rows) for batch in micro_batches), [], None, True
     for batch, target in zip(micro_batches, targets, strict=True):
-        losses = engine(batch, target, told_from, first)
+        losses = engine(batch, target, keys, first)
         seen.append(torch.stack([loss.detach() for loss in losses]))
         if len(seen) == len(micro_batches):
             total = Losses(*mean(torch.stack(seen).mean(dim=0)))
             # a loss that is not finite shows in the gradient; only a spike must be known before it
             allowed = guard.config.spike is None or guard.allows(float(total.total))
         norm = backward_and_step(engine, losses.total, allowed)
-        first += len(own) // len(micro_batches)
+        first += len(batch.rows)
     assert norm is not None, "the last micro-batch of a step makes the update"
-    return total, keys, norm
+    return total, keys.targets, norm
 
 
 def same_everywhere(

@@ -8,6 +8,7 @@ u8, f32, i64  dtypes of tensors
 A batch holds no label: training cannot read what it never receives.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -24,22 +25,29 @@ class Batch(NamedTuple):
     kept: Tensor  # i64 [B, M] tokens of the context that the student sees, ascending; M = 0: all
 
 
+class Keys(NamedTuple):
+    """Mean latents of clips, among which a query has to find its own. Those that the loss does not ask for are [0, D]."""
+
+    targets: Tensor  # f32 [B * K, D]
+    reversed_targets: Tensor  # f32 [B * K, D] of the targets played backwards
+    contexts: Tensor  # f32 [B, D]
+    reversed_contexts: Tensor  # f32 [B, D]
+
+    @staticmethod
+    def joined(parts: Sequence["Keys"]) -> "Keys":
+        """Of several micro-batches or ranks, in their order."""
+        return Keys(*(torch.cat(kind) for kind in zip(*parts, strict=True)))
+
+
 class Targets(NamedTuple):
-    """What the teacher sees in the targets of a batch."""
+    """What the teacher sees in a batch."""
 
-    tokens: Tensor  # f32 [B, K, N, D] latents to forecast
-    keys: Tensor  # f32 [B, K, D] mean latents, one a target clip
-    reversed_keys: (
-        Tensor  # f32 [B, K, D] of the targets played backwards; [B, 0, D] where loss.reverse is off
-    )
-
-    def all_keys(self) -> Tensor:
-        """f32 [M, D], keys and then reversed ones, where this batch is the whole global batch."""
-        return torch.cat([self.keys.flatten(0, 1), self.reversed_keys.flatten(0, 1)])
+    tokens: Tensor  # f32 [B, K, N, D] latents of the targets, to forecast
+    keys: Keys
 
 
 class Losses(NamedTuple):
-    """Scalars (f32 []) of one micro-batch, each a mean over its B * K forecasts."""
+    """Scalars (f32 []) of one micro-batch, each a mean over its B * K pairs of a context and a target."""
 
     total: Tensor
     forecast: Tensor

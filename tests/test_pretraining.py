@@ -4,12 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from mofore.config import PretrainConfig, compose
 from mofore.errors import UserError
 from mofore.losses import forecasting_loss, info_nce, normalise
-from mofore.pretraining import LossConfig, ModelConfig, Pretraining, build_pretraining
-from mofore.types import Batch, Losses
+from mofore.pretraining import LossConfig, ModelConfig, Pretraining, Query, build_pretraining
+from mofore.types import Batch, Keys, Losses
 from tests.small import SMALL
 
 PAPER = (
@@ -34,7 +35,7 @@ def batch_of(videos: int = 4, targets: int = 2, seed: int = 0) -> Batch:
 
 def losses_of(model: Pretraining, batch: Batch) -> Losses:
     targets = model(batch)
-    return model(batch, targets, targets.all_keys())
+    return model(batch, targets, targets.keys)
 
 
 @pytest.mark.parametrize("words", SHAPES)
@@ -59,20 +60,67 @@ def test_the_terms_are_those_of_teacher_and_forecaster(words):
     forecast = model.forecaster(model.student(batch.context), batch.gaps)
     assert forecast.shape == (4, 2, *tokens.shape[1:])
     wanted = forecasting_loss(forecast, tokens.unflatten(0, (4, 2)), shape.loss.regression)
-    keys, others = tokens.mean(dim=1), None
+    tau, rows = shape.loss.temperature, torch.arange(8)
     if words is PAPER:
-        queries = forecast.mean(dim=2).flatten(0, 1)
-    else:  # a context finds each of its two targets, the other one left out, among all and all reversed ones
-        queries = model.head(model.student(batch.context).mean(dim=1)).repeat_interleave(2, dim=0)
-        keys = torch.cat([keys, normalise(model.teacher(batch.targets.flatten(0, 1).flip(2))).mean(dim=1)])
-        others = torch.zeros(8, 16, dtype=torch.bool)
-        for row in range(8):
-            others[row, row + 1 - 2 * (row % 2)] = True
-    contrast, accuracy = info_nce(queries, keys, torch.arange(8), shape.loss.temperature, others)
+        contrast, accuracy = info_nce(forecast.mean(dim=2).flatten(0, 1), tokens.mean(dim=1), rows, tau)
+    else:
+        contrast, accuracy = (
+            torch.stack(parts).mean() for parts in zip(ahead(model, batch), back(model, batch), strict=True)
+        )
     losses = losses_of(model, batch)
     torch.testing.assert_close(losses.forecast, wanted.detach())
     torch.testing.assert_close(losses.contrast, contrast.detach())
     assert losses.contrast_accuracy == accuracy
+
+
+def queries(model: Pretraining, clips: Tensor) -> Tensor:
+    return model.head(model.student(clips).mean(dim=1))
+
+
+def keys_of(model: Pretraining, clips: Tensor) -> Tensor:
+    """Of clips, and after them of the clips played backwards."""
+    return torch.cat([normalise(model.teacher(each)).mean(dim=1) for each in (clips, clips.flip(2))])
+
+
+def ahead(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]:
+    """A context finds each of its two targets, the other one left out, among all and all reversed ones."""
+    others = torch.zeros(8, 16, dtype=torch.bool)
+    for row in range(8):
+        others[row, row + 1 - 2 * (row % 2)] = True
+    asked = queries(model, batch.context).repeat_interleave(2, dim=0)
+    return info_nce(
+        asked, keys_of(model, batch.targets.flatten(0, 1)), torch.arange(8), model.loss.temperature, others
+    )
+
+
+def back(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Each of two targets finds their context among all and all reversed ones."""
+    asked, own = queries(model, batch.targets.flatten(0, 1)), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    return info_nce(asked, keys_of(model, batch.context), own, model.loss.temperature)
+
+
+def test_contexts_alone_may_ask():
+    model, batch = build_pretraining(config((*SMALL, "loss.query=context")), 0), batch_of()
+    contrast, accuracy = ahead(model, batch)
+    losses = losses_of(model, batch)
+    torch.testing.assert_close(losses.contrast, contrast.detach())
+    assert losses.contrast_accuracy == accuracy
+    assert model(batch).keys.contexts.shape == (0, model.student.dim)
+
+
+def test_a_student_that_sees_a_part_sees_it_of_targets_too():
+    model, batch = build_pretraining(config(SMALL), 0), batch_of()
+    batch = batch._replace(kept=torch.arange(0, 32, 2).repeat(4, 1))
+    asked = model.head(
+        model.student(batch.targets.flatten(0, 1), batch.kept.repeat_interleave(2, dim=0)).mean(dim=1)
+    )
+    own = torch.arange(8) // 2
+    wanted = info_nce(asked, keys_of(model, batch.context), own, model.loss.temperature)[0]
+    one_way = replace(model.loss, query=Query.context)
+    other = Pretraining(replace(config(SMALL), loss=one_way))
+    other.load_state_dict(model.state_dict())
+    back_alone = 2 * losses_of(model, batch).contrast - losses_of(other, batch).contrast
+    torch.testing.assert_close(back_alone, wanted.detach())
 
 
 @pytest.mark.parametrize("words", SHAPES)
@@ -93,18 +141,26 @@ def test_all_that_is_trained_gets_a_gradient_and_the_teacher_none(words):
 
 def test_the_reverse_is_what_the_teacher_sees_of_frames_in_reverse():
     model, batch = build_pretraining(config(SMALL), 0), batch_of()
-    backwards = batch._replace(targets=batch.targets.flip(3))
-    targets = model(batch)
-    assert torch.equal(targets.reversed_keys, model(backwards).keys)
-    still = model(batch._replace(targets=batch.targets[:, :, :, :1].expand_as(batch.targets)))
-    assert torch.equal(still.reversed_keys, still.keys)
+    backwards = batch._replace(context=batch.context.flip(2), targets=batch.targets.flip(3))
+    keys, turned = model(batch).keys, model(backwards).keys
+    assert torch.equal(keys.reversed_targets, turned.targets)
+    assert torch.equal(keys.reversed_contexts, turned.contexts)
+    still = model(batch._replace(targets=batch.targets[:, :, :, :1].expand_as(batch.targets))).keys
+    assert torch.equal(still.reversed_targets, still.targets)
 
 
 def test_without_reverse_nothing_is_seen_backwards():
     model = build_pretraining(config((*SMALL, "loss.reverse=false")), 0)
-    targets = model(batch_of())
-    assert targets.reversed_keys.shape == (4, 0, model.student.dim)
-    assert torch.equal(targets.all_keys(), targets.keys.flatten(0, 1))
+    dim = model.student.dim
+    assert [kind.shape for kind in model(batch_of()).keys] == [(8, dim), (0, dim), (4, dim), (0, dim)]
+
+
+def test_without_contrast_the_student_sees_contexts_alone():
+    model = build_pretraining(config((*SMALL, "loss.contrast=0")), 0)
+    seen: list[int] = []
+    model.student.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    assert losses_of(model, batch_of()).total.isfinite()
+    assert seen == [4]
 
 
 def test_an_encoder_blind_to_order_cannot_be_asked_for_it():
@@ -121,12 +177,11 @@ def test_the_loss_does_not_depend_on_micro_batches():
         model = build_pretraining(config(SMALL), 0)
         pieces = [Batch(*(t.chunk(parts)[i] for t in batch)) for i in range(parts)]
         targets = [model(piece) for piece in pieces]
-        keys = [t.keys.flatten(0, 1) for t in targets] + [t.reversed_keys.flatten(0, 1) for t in targets]
-        first, total = 0, 0.0
+        keys, first, total = Keys.joined([target.keys for target in targets]), 0, 0.0
         for piece, target in zip(pieces, targets, strict=True):
-            loss = model(piece, target, torch.cat(keys), first).total / parts
+            loss = model(piece, target, keys, first).total / parts
             loss.backward()
-            first += target.keys[..., 0].numel()
+            first += len(piece.rows)
             total += loss.item()
         totals.append(total)
         gradients.append(torch.cat([p.grad.flatten() for p in model.student.parameters()]))

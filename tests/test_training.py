@@ -111,7 +111,7 @@ def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[fl
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, config.steps, options.warmup, options.lr, options.final_lr)
         targets = model(batch)
-        loss = model(batch, targets, targets.all_keys()).total
+        loss = model(batch, targets, targets.keys).total
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
