@@ -3,12 +3,12 @@
     batch -> views -> teacher: targets, and in reverse        student: tokens -> forecaster -> forecasts
                       -> the terms, each against those latents             \\-> head
 
-What the product has (a context's mean latent that finds its target's, the reverse among the negatives) is there too,
-so that one thing at a time differs.
+What the product has (a context's mean latent finds its target's, and the other way round) is there too, so that one
+thing at a time differs.
 """
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -73,8 +73,6 @@ class Variant(Forecasting):
         none = Seen(seen.latents[:0], seen.raw[:0])
         backwards = self.teach(target.flip(2)) if turned else none
         now = self.teach(context) if terms.moments or terms.now or terms.change or terms.both_ways else none
-        if terms.change:
-            seen = Seen(seen.latents - now.latents.repeat_interleave(count, dim=0), seen.raw)
         if terms.centred:
             mean = torch.stack(
                 [part.latents.mean(dim=0) for part in (seen, backwards) if len(part.raw)]
@@ -86,7 +84,8 @@ class Variant(Forecasting):
         total = tokens.new_zeros(())
         if terms.forecast or terms.pooled or terms.tokens or terms.moments:
             forecast = self.whole.forecaster(tokens, batch.gaps, kept).float().flatten(0, 1)
-            total = total + terms.forecast * F.mse_loss(forecast, seen.latents)
+            base = now.latents.repeat_interleave(count, dim=0) if terms.change else 0.0
+            total = total + terms.forecast * F.mse_loss(forecast, seen.latents - base)
             if terms.pooled:
                 keys = torch.cat([seen.latents, negatives]).mean(dim=1)
                 total = total + terms.pooled * self.find(forecast.mean(dim=1), keys)
@@ -180,6 +179,7 @@ def all_levels(encoder: VideoEncoder, clips: Tensor) -> tuple[Tensor, Tensor]:
     return normalise(torch.stack([level[:, -last.shape[1] :] for level in seen]).mean(dim=0)), last.float()
 
 
+BOTH = Terms(context=5, both_ways=True)  # the product's
 VARIANTS = {
     "contrast of tokens": Terms(tokens=5),
     "contrast of tokens, still pictures": Terms(tokens=5, still=0.6),
@@ -187,17 +187,18 @@ VARIANTS = {
     "contrast with other moments": Terms(pooled=2.5, moments=2.5),
     "tokens and moments": Terms(tokens=5, now=True),
     "tokens and the reverse": Terms(tokens=5, reverse=True),
-    "forecast the change": Terms(context=5, reverse=True, change=True),
-    "targets of all levels": Terms(context=5, reverse=True, levels=True),
-    "views apart": Terms(context=5, reverse=True, apart=0.6),
     "contrast with the reverse": Terms(pooled=5, reverse=True),
     "contrast at the encoder": Terms(context=5),
     "the reverse at the encoder": Terms(context=5, reverse=True),
-    "the reverse at the encoder, centred": Terms(context=5, reverse=True, centred=True),
-    "the reverse at the encoder, still pictures": Terms(context=5, reverse=True, still=0.6),
-    "the reverse at the encoder, both ways": Terms(context=5, reverse=True, both_ways=True),
-    "contrast at the encoder, both ways": Terms(context=5, both_ways=True),
-    "no forecast, both ways": Terms(forecast=0, context=1, reverse=True, both_ways=True),
+    "both ways": BOTH,
+    "both ways: the reverse": replace(BOTH, reverse=True),
+    "both ways: no forecast": replace(BOTH, forecast=0),
+    "both ways: forecast the change": replace(BOTH, change=True),
+    "both ways: targets of all levels": replace(BOTH, levels=True),
+    "both ways: views apart": replace(BOTH, apart=0.6),
+    "both ways: pictures of other videos": replace(BOTH, still=0.6),
+    "both ways: other moments": replace(BOTH, moments=2.5),
+    "both ways: projector": replace(BOTH, projector=True),
     "MoCo v3 and the reverse": Terms(forecast=0, context=1, reverse=True, both_ways=True, projector=True),
     "MoCo v3 and the reverse, still pictures": Terms(
         forecast=0, context=1, reverse=True, both_ways=True, projector=True, still=0.6

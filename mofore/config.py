@@ -70,13 +70,7 @@ class PretrainConfig:
         if self.global_batch < 2 and self.loss.contrast > 0:
             raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
         check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
-        per_frame = self.backbone.attention is Attention.per_frame
-        if self.loss.reverse and per_frame and self.backbone.tubelet == 1:
-            raise UserError(
-                "loss.reverse=true tells a clip from its reverse, which backbone.attention=per_frame with "
-                "backbone.tubelet=1 sees as the same: give loss.reverse=false or backbone.attention=joint."
-            )
-        if self.data.keep < 1 and per_frame:
+        if self.data.keep < 1 and self.backbone.attention is Attention.per_frame:
             raise UserError(
                 f"data.keep={self.data.keep} drops tokens of the clip, which backbone.attention=per_frame sees frame "
                 "by frame: give data.keep=1 or backbone.attention=joint."

@@ -40,7 +40,6 @@ class LossConfig:
     normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
     contrast: float = 1.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
     query: Query = Query.both  # of the contrast
-    reverse: bool = True  # clips played backwards are negatives too: the same pictures, another motion
     temperature: float = 0.1
 
     def __post_init__(self) -> None:
@@ -113,34 +112,24 @@ class Pretraining(nn.Module):
         """
         videos, count = forecast.shape[:2]
         own = torch.arange(first * count, (first + videos) * count, device=forecast.device)  # rows of targets
-        among = torch.cat([keys.targets, keys.reversed_targets])
         if self.head is None:
-            return info_nce(forecast.mean(dim=2).flatten(0, 1), among, own, self.loss.temperature)
+            return info_nce(forecast.mean(dim=2).flatten(0, 1), keys.targets, own, self.loss.temperature)
         queries = self.head(tokens.mean(dim=1)).float()
-        rows = torch.arange(len(among), device=own.device)
+        rows = torch.arange(len(keys.targets), device=own.device)
         siblings = (rows // count == own[:, None] // count) & (rows != own[:, None])  # targets of one context
         ahead = queries[:videos].repeat_interleave(count, dim=0)
-        loss, accuracy = info_nce(ahead, among, own, self.loss.temperature, siblings)
+        loss, accuracy = info_nce(ahead, keys.targets, own, self.loss.temperature, siblings)
         if self.both:
-            among = torch.cat([keys.contexts, keys.reversed_contexts])
-            back = info_nce(queries[videos:], among, own // count, self.loss.temperature)
+            back = info_nce(queries[videos:], keys.contexts, own // count, self.loss.temperature)
             loss, accuracy = (loss + back[0]) / 2, (accuracy + back[1]) / 2
         return loss, accuracy
 
     @torch.no_grad()
     def teach(self, batch: Batch) -> Targets:
         """What the teacher sees in the targets, and in the contexts where these have to be found."""
-        tokens, turned = self.latents(batch.targets), self.loss.reverse and self.loss.contrast > 0
-
-        def keys(clips: Tensor, wanted: bool) -> Tensor:
-            seen = self.latents(clips) if wanted else tokens[:0]
-            return seen.mean(dim=2).flatten(0, 1)
-
-        targets, contexts = batch.targets.flip(3), batch.context.unsqueeze(1)
-        return Targets(tokens, Keys(
-            tokens.mean(dim=2).flatten(0, 1), keys(targets, turned),
-            keys(contexts, self.both), keys(contexts.flip(3), self.both and turned),
-        ))  # fmt: skip
+        tokens = self.latents(batch.targets)
+        contexts = self.latents(batch.context.unsqueeze(1)) if self.both else tokens[:0]
+        return Targets(tokens, Keys(*(seen.mean(dim=2).flatten(0, 1) for seen in (tokens, contexts))))
 
     @torch.no_grad()
     def latents(self, clips: Tensor) -> Tensor:

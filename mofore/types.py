@@ -26,12 +26,10 @@ class Batch(NamedTuple):
 
 
 class Keys(NamedTuple):
-    """Mean latents of clips, among which a query has to find its own. Those that the loss does not ask for are [0, D]."""
+    """Mean latents of clips, among which a query has to find its own."""
 
     targets: Tensor  # f32 [B * K, D]
-    reversed_targets: Tensor  # f32 [B * K, D] of the targets played backwards
-    contexts: Tensor  # f32 [B, D]
-    reversed_contexts: Tensor  # f32 [B, D]
+    contexts: Tensor  # f32 [B, D]; [0, D] where no target asks for its context
 
     @staticmethod
     def joined(parts: Sequence["Keys"]) -> "Keys":

@@ -78,13 +78,12 @@ def queries(model: Pretraining, clips: Tensor) -> Tensor:
 
 
 def keys_of(model: Pretraining, clips: Tensor) -> Tensor:
-    """Of clips, and after them of the clips played backwards."""
-    return torch.cat([normalise(model.teacher(each)).mean(dim=1) for each in (clips, clips.flip(2))])
+    return normalise(model.teacher(clips)).mean(dim=1)
 
 
 def ahead(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]:
-    """A context finds each of its two targets, the other one left out, among all and all reversed ones."""
-    others = torch.zeros(8, 16, dtype=torch.bool)
+    """A context finds each of its two targets, the other one left out, among all."""
+    others = torch.zeros(8, 8, dtype=torch.bool)
     for row in range(8):
         others[row, row + 1 - 2 * (row % 2)] = True
     asked = queries(model, batch.context).repeat_interleave(2, dim=0)
@@ -94,7 +93,7 @@ def ahead(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def back(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Each of two targets finds their context among all and all reversed ones."""
+    """Each of two targets finds their context among all."""
     asked, own = queries(model, batch.targets.flatten(0, 1)), torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
     return info_nce(asked, keys_of(model, batch.context), own, model.loss.temperature)
 
@@ -139,35 +138,12 @@ def test_all_that_is_trained_gets_a_gradient_and_the_teacher_none(words):
     assert {name for name in frozen if not name.startswith("teacher.")} == unused
 
 
-def test_the_reverse_is_what_the_teacher_sees_of_frames_in_reverse():
-    model, batch = build_pretraining(config(SMALL), 0), batch_of()
-    backwards = batch._replace(context=batch.context.flip(2), targets=batch.targets.flip(3))
-    keys, turned = model(batch).keys, model(backwards).keys
-    assert torch.equal(keys.reversed_targets, turned.targets)
-    assert torch.equal(keys.reversed_contexts, turned.contexts)
-    still = model(batch._replace(targets=batch.targets[:, :, :, :1].expand_as(batch.targets))).keys
-    assert torch.equal(still.reversed_targets, still.targets)
-
-
-def test_without_reverse_nothing_is_seen_backwards():
-    model = build_pretraining(config((*SMALL, "loss.reverse=false")), 0)
-    dim = model.student.dim
-    assert [kind.shape for kind in model(batch_of()).keys] == [(8, dim), (0, dim), (4, dim), (0, dim)]
-
-
 def test_without_contrast_the_student_sees_contexts_alone():
     model = build_pretraining(config((*SMALL, "loss.contrast=0")), 0)
     seen: list[int] = []
     model.student.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
     assert losses_of(model, batch_of()).total.isfinite()
     assert seen == [4]
-
-
-def test_an_encoder_blind_to_order_cannot_be_asked_for_it():
-    words = ["data.manifest=x", "backbone.attention=per_frame", "backbone.tubelet=1", "data.keep=1"]
-    with pytest.raises(UserError, match="loss.reverse"):
-        compose(PretrainConfig, words)
-    compose(PretrainConfig, [*words, "loss.reverse=false"])
 
 
 def test_the_loss_does_not_depend_on_micro_batches():
