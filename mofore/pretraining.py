@@ -38,7 +38,7 @@ class LossConfig:
 
     regression: Regression = Regression.mse
     normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
-    contrast: float = 1.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
+    contrast: float = 10.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
     query: Query = Query.both  # of the contrast
     temperature: float = 0.1
 

@@ -40,7 +40,7 @@ from mofore.resume import build, check_room, go_back, load_batches, rank_batches
 from mofore.run import check_run, claim_run, hold_run
 from mofore.saving import Saver
 from mofore.schedules import learning_rate, teacher_momentum
-from mofore.types import Batch, Keys, Losses
+from mofore.types import Batch, Keys, Losses, Targets
 from mofore.watchdog import Watchdog, held_clips
 
 RANK_ROWS = 256  # embeddings that the logged effective rank is taken over, at most
@@ -150,7 +150,7 @@ def update(engine: Engine, micro_batches: list[Batch], guard: Guard) -> tuple[Lo
     the norm of the gradient before clipping; it is not finite where the update was not made.
     """
     with torch.no_grad():
-        targets = [engine(batch) for batch in micro_batches]
+        targets: list[Targets] = [engine(batch) for batch in micro_batches]
     keys = Keys(*(gather(kind) for kind in Keys.joined([target.keys for target in targets])))
     first, seen, norm, allowed = rank() * sum(len(batch.rows) for batch in micro_batches), [], None, True
     for batch, target in zip(micro_batches, targets, strict=True):

@@ -25,7 +25,7 @@ from mofore.data.dataset import DataConfig, EvaluationClips
 from mofore.data.manifest import Manifest
 from mofore.distributed import gather, rank, world
 from mofore.errors import UserError
-from mofore.types import Batch
+from mofore.types import Batch, Targets
 
 
 class Action(Enum):
@@ -90,8 +90,9 @@ class Watchdog:
         for clips in self.clips.split(self.at_once):
             none = torch.zeros(len(clips), clips.shape[1])
             batch = Batch(clips[:, 0], clips, none, none[:, 0].long(), none[:, :0].long())
-            keys.append(engine(Batch(*(part.to(engine.device) for part in batch))).keys)
-        embeddings = gather(torch.cat(keys))  # [videos, 2, D]
+            seen: Targets = engine(Batch(*(part.to(engine.device) for part in batch)))
+            keys.append(seen.keys.targets)
+        embeddings = gather(torch.cat(keys).unflatten(0, (-1, 2)))  # [videos, 2, D]
         return Health(
             float(effective_rank(embeddings.flatten(0, 1))),
             float(embedding_std(embeddings.flatten(0, 1))),
