@@ -34,13 +34,16 @@ class Query(Enum):
 
 @dataclass
 class LossConfig:
-    """total = forecasting loss + contrast * InfoNCE."""
+    """total = forecasting loss + contrast * InfoNCE.
+
+    In [] the rows of `python -m benchmarks.learning --experiments` where another value was tried.
+    """
 
     regression: Regression = Regression.mse
-    normalise_targets: bool = True  # layer-normalise the teacher's latents before they are forecast
-    contrast: float = 10.0  # weight of InfoNCE; 0 leaves nothing that prevents collapse
-    query: Query = Query.both  # of the contrast
-    temperature: float = 0.1
+    normalise_targets: bool = True  # layer-normalise the teacher's latents [raw targets]
+    contrast: float = 10.0  # weight of InfoNCE; at 0 nothing prevents collapse [contrast 1, 20]
+    query: Query = Query.both  # of the contrast [contexts alone, the forecast is told apart]
+    temperature: float = 0.1  # of InfoNCE [temperature 0.05, 0.2]
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.contrast < 0:

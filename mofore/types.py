@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     targets: Tensor  # u8 [B, K, C, T, H, W]
     gaps: Tensor  # f32 [B, K] seconds from the end of the context to the start of a target
     rows: Tensor  # i64 [B] rows of the manifest
-    kept: Tensor  # i64 [B, M] tokens of the context that the student sees, ascending; M = 0: all
+    kept: Tensor  # i64 [B, M] tokens of the sample's clips that the student sees, ascending; M = 0: all
 
 
 class Keys(NamedTuple):

@@ -32,8 +32,8 @@ class DataConfig:
     frames: int = 16
     fps: float = 12.0
     size: int = 224  # pixels of a view's side
-    targets: int = 1  # clips that a context is asked to forecast, each at a gap of its own
-    keep: float = 0.5  # share of a context's tokens that the student sees, drawn anew for each sample; 1: all
+    targets: int = 1  # clips that a context is asked to forecast, each at a gap of its own [two targets]
+    keep: float = 0.5  # share of a clip's tokens that the student sees, drawn anew for each sample; 1: all [half of the tokens]
     split: str | None = None  # pretrain on the videos of one split; None takes all
     gap: GapConfig = field(default_factory=GapConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
