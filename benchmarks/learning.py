@@ -118,7 +118,7 @@ def run(
     config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
             "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "steps": steps, "loss": loss, "scores": scores,
-            "knn_groups": {part: right_by_group(found) for part, found in seen.items()}, "curve": curve, "commit": code_commit(),
+            "by_group": {part: right_by_group(found) for part, found in seen.items()}, "curve": curve, "commit": code_commit(),
             "config": asdict_plain(config)}  # fmt: skip
 
 
@@ -184,7 +184,7 @@ def main() -> int:
         print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)
         return 1
     for line in lines:
-        line["scores"], line["knn_groups"] = line["scores"][asked.part], line["knn_groups"].get(asked.part)
+        line["scores"], line["by_group"] = line["scores"][asked.part], line["by_group"].get(asked.part, {})
     print(table(lines, "ours"))
     if asked.picture:
         picture(lines, asked.picture)

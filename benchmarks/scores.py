@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks import footage as videos
 from benchmarks.footage import Footage
 from evaluation.evaluate import PLAIN_VIEWS
-from evaluation.features import Features
+from evaluation.features import Features, nearest
 from evaluation.forecasting import forecast_errors
 from evaluation.intervals import Bootstrap, ratio
-from evaluation.recognition import knn, linear_probe, weighted_knn
+from evaluation.recognition import fit_probe, knn, linear_probe, weighted_knn
 from evaluation.retrieval import retrieval
 from mofore.collapse import effective_rank
 from mofore.config import EvaluateConfig, PretrainConfig
@@ -63,14 +63,22 @@ def measure(found: Features) -> dict[str, Interval]:
     return scores | {"time_sense": time_sense(found), "effective_rank": (rank, rank, rank)}
 
 
-def right_by_group(found: Features) -> list[list[int]]:
-    """[right, videos] of kNN, each [G] in the order of the groups' names: for differences between recipes."""
+def right_by_group(found: Features) -> dict[str, list[int]]:
+    """How many videos each group has and how many of them are right, by metric, in the order of the groups' names: for
+    differences between recipes on the same groups.
+    """
     train, test, ask = found.part("train"), found.part("test"), EvaluateConfig(run="none")
     k = min(ask.k, len(train.labels))
-    predicted = weighted_knn(train.embeddings, train.labels, test.embeddings, k, ask.temperature)
+    predicted = {
+        "knn_accuracy": weighted_knn(train.embeddings, train.labels, test.embeddings, k, ask.temperature),
+        "retrieval_r1": train.labels[nearest(test.embeddings, train.embeddings, 1)[1][:, 0]],
+        "linear_probe_accuracy": fit_probe(train)[0].predict(test.embeddings),
+    }
     units = np.unique(test.groups, return_inverse=True)[1]
-    right = np.bincount(units, predicted == test.labels).astype(int)
-    return [right.tolist(), np.bincount(units).tolist()]
+    right = {metric: np.bincount(units, guess == test.labels) for metric, guess in predicted.items()}
+    return {"videos": np.bincount(units).tolist()} | {
+        metric: count.astype(int).tolist() for metric, count in right.items()
+    }
 
 
 def interval(result) -> Interval:

@@ -1,8 +1,10 @@
 """Lines of benchmarks/results/learning.jsonl -> a table, and a picture of quality against time.
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
-squares. `behind` is the difference to ours of the same seeds on the same textures, whose interval is narrower than those of
-the two: where it is above zero, ours is better beyond chance. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as the curves are.
+squares; where each seed is a fold with videos of its own, as `joined` says. `behind` is the difference to ours of the same
+seeds on the same textures, in kNN, R@1 and probe, whose interval is narrower than those of the two: where it is above zero,
+ours is better beyond chance. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as
+the curves are.
 """
 
 import math
@@ -29,32 +31,54 @@ SKILL, LEVEL = "skill_", 0.975  # of a normal or t distribution: both tails leav
 
 def combined(runs: list[dict], metric: str) -> tuple[float, float]:
     """Mean over the seeds' runs and half of its 95% interval."""
-    values = [run["scores"][metric][0] for run in runs]
-    reach = statistics.mean((run["scores"][metric][2] - run["scores"][metric][1]) / 2 for run in runs)
-    return statistics.mean(values), with_seeds(reach, np.array(values))
+    values, low, high = np.array([run["scores"][metric] for run in runs]).T
+    return values.mean(), joined((high - low) / 2, values, of_folds(runs))
 
 
-def behind(ours: list[dict], runs: list[dict]) -> tuple[float, float] | None:
-    """kNN of ours less that of `runs`, over the seeds that both have, and half of its 95% interval."""
+def behind(ours: list[dict], runs: list[dict], metric: str) -> tuple[float, float] | None:
+    """Ours less `runs`, over the seeds that both have, and half of its 95% interval."""
     pairs = [
-        (one["knn_groups"], other["knn_groups"]) for one in ours for other in runs
-        if one["seed"] == other["seed"] and one["knn_groups"] and other["knn_groups"]
+        (one["by_group"], other["by_group"]) for one in ours for other in runs
+        if one["seed"] == other["seed"] and metric in one["by_group"] and metric in other["by_group"]
     ]  # fmt: skip
     if not pairs:
         return None
-    more = np.array([np.subtract(one[0], other[0]) for one, other in pairs])  # [seeds, groups]
-    draws, videos = Bootstrap(np.arange(more.shape[1]), 1000, 0).draws, np.array(pairs[0][0][1])
-    of_groups = (draws @ more.mean(axis=0)) / (draws @ videos)
-    reach = (np.percentile(of_groups, 100 * LEVEL) - np.percentile(of_groups, 100 * (1 - LEVEL))) / 2
-    return float(of_groups[0]), with_seeds(reach, more.sum(axis=1) / videos.sum())
+    more = [np.subtract(one[metric], other[metric]) for one, other in pairs]  # of each group
+    videos = [np.array(one["videos"]) for one, _ in pairs]
+    values = np.array([each.sum() / count.sum() for each, count in zip(more, videos, strict=True)])
+    if folds := of_folds(ours):
+        reaches = np.array([reach_of(each, count) for each, count in zip(more, videos, strict=True)])
+    else:
+        reaches = np.repeat(reach_of(np.mean(more, axis=0), videos[0]), len(pairs))
+    return values.mean(), joined(reaches, values, folds)
 
 
-def with_seeds(reach: float, values: np.ndarray) -> float:
-    """Half of an interval over groups, and that of the mean over seeds."""
-    if len(values) < 2:
-        return reach
-    of_seeds = stats.t.ppf(LEVEL, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values))
-    return math.hypot(reach, of_seeds)
+def of_folds(runs: list[dict]) -> bool:
+    """Whether each seed has groups of its own: videos that were not made here, a manifest a fold."""
+    return runs[0]["textures"] == 0
+
+
+def reach_of(more: np.ndarray, videos: np.ndarray) -> float:
+    """Half of the 95% interval of sum(more) / sum(videos), each f64 [G], over groups."""
+    draws = Bootstrap(np.arange(len(videos)), 1000, 0).draws
+    low, high = np.percentile((draws @ more) / (draws @ videos), [100 * (1 - LEVEL), 100 * LEVEL])
+    return (high - low) / 2
+
+
+def joined(reaches: np.ndarray, values: np.ndarray, folds: bool) -> float:
+    """Half of the 95% interval of the mean of runs, each with a value and its reach over groups, f64 [n].
+
+    Seeds on the same groups share the error over them, and that over seeds is added in squares. Folds have groups of
+    their own: that error is less for their mean, and of the spread over folds only what exceeds it is added.
+    """
+    count = len(values)
+    of_groups = math.hypot(*reaches) / count if folds else reaches.mean()
+    if count < 2:
+        return of_groups
+    variance = np.var(values, ddof=1)
+    if folds:
+        variance = max(0.0, variance - np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2))
+    return math.hypot(of_groups, stats.t.ppf(LEVEL, count - 1) * math.sqrt(variance / count))
 
 
 def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,8 +104,12 @@ def table(lines: list[dict], ours: str) -> str:
         gaps = [metric for metric in runs[0]["scores"] if metric.startswith(SKILL)]
         cells.append(", ".join(f"{combined(runs, gap)[0]:.2f}" for gap in gaps))
         cells.append(f"{combined(runs, 'effective_rank')[0]:.1f}")
-        less = behind(recipes.get(ours, []), runs) if name != ours else None
-        cells.append(f"{100 * less[0]:.1f} ± {100 * less[1]:.1f}" if less else "")
+        less = (
+            [behind(recipes[ours], runs, metric) for metric in METRICS]
+            if ours in recipes and name != ours
+            else []
+        )
+        cells.append(", ".join(f"{100 * each[0]:.1f} ± {100 * each[1]:.1f}" for each in less if each))
         cells.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
         rows.append("| " + " | ".join(cells) + " |")
     return "\n".join(rows)

@@ -61,14 +61,18 @@ def linear_probe(features: Features, cfg: EvaluateConfig) -> list[Result]:
     metric, protocol = "linear_probe_accuracy", "logistic regression on standardised features"
     if found.problem:
         return [missing(metric, protocol, found.problem)]
-    train, test = found.train.embeddings, found.test.embeddings
-    strength = choose_strength(train, found.train.labels, found.train.groups)
+    probe, strength = fit_probe(found.train)
     if strength is None:
         protocol = f"{protocol}, C={DEFAULT_STRENGTH:g} (train has too few groups to choose on)"
     else:
         protocol = f"{protocol}, C={strength:g} chosen on held-back groups of train"
-    probe = _fit(train, found.train.labels, strength or DEFAULT_STRENGTH)
-    return [_accuracy(metric, probe.predict(test), found.test, protocol, found.note, cfg)]
+    return [_accuracy(metric, probe.predict(found.test.embeddings), found.test, protocol, found.note, cfg)]
+
+
+def fit_probe(train: Features) -> tuple[Pipeline, float | None]:
+    """The probe, and the C that was chosen inside train; None where there was nothing to choose on."""
+    strength = choose_strength(train.embeddings, train.labels, train.groups)
+    return _fit(train.embeddings, train.labels, strength or DEFAULT_STRENGTH), strength
 
 
 def choose_strength(train: np.ndarray, labels: np.ndarray, groups: np.ndarray) -> float | None:

@@ -9,7 +9,9 @@ import torch
 
 from benchmarks import footage as videos
 from benchmarks.recipes import BASELINES, WORDS, build
-from benchmarks.tables import behind, combined, table
+from benchmarks.scores import VIEWS, measure, right_by_group
+from benchmarks.tables import behind, combined, joined, table
+from evaluation.features import Features
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import MOTIONS, motion_video
 from mofore.models.encoder import Attention
@@ -64,8 +66,8 @@ def test_hard_videos_are_drawn_from_their_seed_and_drift() -> None:
 def line(recipe: str, seed: int, value: float, steps: int = 10) -> dict:
     scores = dict.fromkeys(("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank"),
                            [value, value - 0.1, value + 0.1])  # fmt: skip
-    return {"recipe": recipe, "seed": seed, "minutes": 1.0, "steps": steps, "scores": scores,
-            "knn_groups": None, "curve": [[30, value / 2], [60, value]]}  # fmt: skip
+    return {"recipe": recipe, "seed": seed, "textures": 150, "minutes": 1.0, "steps": steps, "scores": scores,
+            "by_group": {}, "curve": [[30, value / 2], [60, value]]}  # fmt: skip
 
 
 def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
@@ -79,14 +81,43 @@ def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
 
 def test_the_difference_of_two_recipes_is_taken_on_the_same_groups() -> None:
     ours, other = line("ours", 0, 0.75), line("weak", 0, 0.5)
-    ours["knn_groups"] = [[8, 4, 8, 4], [8, 8, 8, 8]]
-    other["knn_groups"] = [[6, 2, 6, 2], [8, 8, 8, 8]]  # a quarter less on every one of them
-    assert behind([ours], [other]) == pytest.approx((0.25, 0.0))
-    other["knn_groups"] = [[8, 0, 8, 0], [8, 8, 8, 8]]
-    less, reach = behind([ours], [other])
+    ours["by_group"] = {"videos": [8, 8, 8, 8], "retrieval_r1": [8, 4, 8, 4]}
+    other["by_group"] = ours["by_group"] | {
+        "retrieval_r1": [6, 2, 6, 2]
+    }  # a quarter less on every one of them
+    assert behind([ours], [other], "retrieval_r1") == pytest.approx((0.25, 0.0))
+    other["by_group"] = ours["by_group"] | {"retrieval_r1": [8, 0, 8, 0]}
+    less, reach = behind([ours], [other], "retrieval_r1")
     assert less == 0.25
     assert reach > 0.1
-    assert behind([ours], [line("weak", 0, 0.5)]) is None
+    assert behind([ours], [other], "knn_accuracy") is None
+
+
+def test_folds_have_groups_of_their_own() -> None:
+    """Equal folds halve the error of one with every four of them; what their spread exceeds it by is added."""
+    reaches, equal = np.full(4, 0.1), np.full(4, 0.5)
+    assert joined(reaches, equal, folds=True) == pytest.approx(0.05)
+    assert joined(reaches, equal, folds=False) == pytest.approx(0.1)
+    apart, error = np.array([0.2, 0.4, 0.6, 0.8]), 0.1 / 1.96
+    beyond = math.sqrt(np.var(apart, ddof=1) - error**2)
+    assert joined(reaches, apart, folds=True) == pytest.approx(math.hypot(0.05, 3.182 * beyond / 2), rel=1e-3)
+    pairs = [line(name, fold, 0.5) | {"textures": 0} for name in ("ours", "weak") for fold in (0, 1)]
+    for each, sizes in zip(pairs, ([4, 4], [2, 2, 2]) * 2, strict=True):
+        right = sizes if each["recipe"] == "ours" else [0] * len(sizes)
+        each["by_group"] = {"videos": sizes, "knn_accuracy": right}
+    assert behind(pairs[:2], pairs[2:], "knn_accuracy") == pytest.approx((1.0, 0.0))
+
+
+def test_right_by_group_adds_up_to_the_scores() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.array(["a", "b"] * 40)
+    clips = rng.normal(size=(80, VIEWS, 8)).astype(np.float32) + (labels == "a")[:, None, None]
+    groups = np.array([str(row // 4) for row in range(80)])
+    found = Features(clips, labels, groups, np.where(np.arange(80) < 48, "train", "test"))
+    counts, scores = right_by_group(found), measure(found)
+    assert counts["videos"] == [4] * 8
+    for metric in ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy"):
+        assert sum(counts[metric]) / 32 == pytest.approx(scores[metric][0])
 
 
 def test_the_table_says_when_ours_catches_up() -> None:
