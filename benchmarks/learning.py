@@ -93,7 +93,7 @@ def run(
     torch.manual_seed(seed)
     config = compose(
         PretrainConfig,
-        ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *words, *WORDS[name]],
+        ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *WORDS[name], *words],
     )
     footage = videos.load(manifest, config.data)
     objective = build(name, config, len(set(footage.labels)))
@@ -157,7 +157,7 @@ def main() -> int:
         "words",
         nargs="*",
         metavar="KEY=VALUE",
-        help="for every recipe, as for `mofore pretrain`; after -- where --recipes comes last",
+        help="for every recipe, over its own words, as for `mofore pretrain`; after -- where --recipes comes last",
     )
     asked = parser.parse_args()
     recipes = asked.recipes or list(EXPERIMENTS if asked.experiments else RECIPES)

@@ -145,8 +145,6 @@ class VJEPA(Masked):
 class Instance(Objective):
     """He et al. 2020, Chen et al. 2021 (MoCo v3, without its queue): two clips of a video find each other (InfoNCE)."""
 
-    TEMPERATURE = 0.2
-
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
         self.project = mlp(self.student.dim)
@@ -169,8 +167,9 @@ class Instance(Objective):
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
         own = torch.arange(len(batch.context))
         halves = zip(*(part.chunk(2) for part in self.queries_and_keys(batch)), strict=True)
-        losses = [info_nce(query, key, own, self.TEMPERATURE)[0] for query, key in halves]
-        return torch.stack(losses).sum() * self.TEMPERATURE
+        temperature = self.config.loss.temperature
+        losses = [info_nce(query, key, own, temperature)[0] for query, key in halves]
+        return torch.stack(losses).sum() * temperature
 
     def after(self, momentum: float) -> None:
         super().after(momentum)
