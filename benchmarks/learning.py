@@ -1,8 +1,11 @@
 """What is learned in equal time: python -m benchmarks.learning --minutes 10 --seeds 3
 
-Every recipe trains the same backbone on the same videos for the same time, in one thread of one core each, and its frozen
-encoder is measured on textures that it never saw. The time is the processor's: on an idle core that of the clock, and on a
-busy one no recipe pays for what else runs. The supervised one is the ceiling: the same backbone with labels.
+Every recipe trains the same backbone on the same videos for the same time, in one thread, and its frozen encoder is
+measured on textures that it never saw. A machine is not the same from one hour to the next, so the clock is ours: before
+a run its step and that of ours are timed in turn, sampling included, and it makes as many steps as fit into the time in
+which ours makes STEPS_A_MINUTE a minute. So runs of different machines and days can be compared, and the same seed makes
+the same number of steps but for the error of that ratio. The supervised recipe is the ceiling: the same backbone
+with labels.
 A line a run goes to benchmarks/results/learning.jsonl; runs that are there already are not made again, and the table is
 of those that fit the arguments. A line has the scores of both parts; the table shows the validation part, which choices
 look at, and the test part only when asked.
@@ -15,68 +18,28 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import sys
-import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
 from benchmarks import footage as videos
-from benchmarks.footage import Footage
-from benchmarks.objectives import Forecasting, Objective
+from benchmarks.objectives import Forecasting
 from benchmarks.recipes import BASELINES, EXPERIMENTS, RECIPES, WORDS, build
 from benchmarks.scores import against, features, measure, recognised, right_by_group, skill
 from benchmarks.tables import picture, table
+from benchmarks.trainer import Trainer, cost, train
 from benchmarks.variants import VARIANTS
 from mofore.config import PretrainConfig, asdict_plain, compose
-from mofore.optim import build_optimizer, parameter_groups
+from mofore.errors import UserError
 from mofore.run import code_commit
-from mofore.schedules import learning_rate, teacher_momentum
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
-CALIBRATION = 20  # steps after which it is known how many fit into the time
+STEPS_A_MINUTE = 500  # of ours (experiment=demo) on one core of an AMD EPYC at 2.6 GHz
 PARTS = ("validation", "test")
-LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the time: where the curves have points; the end is one more
-
-
-def train(
-    objective: Objective, config: PretrainConfig, footage: Footage, seconds: float, seed: int,
-    look: Callable[[], float],
-) -> tuple[int, float, list[list[float]]]:  # fmt: skip
-    """For so many seconds of the processor, sampling included, looks not; schedules end with the time.
-
-    Returns steps, the mean of the last losses, and the curve: [seconds, what a look found].
-    """
-    rows, rates = footage.rows("train"), config.optimizer
-    codes = np.unique(footage.labels, return_inverse=True)[1]
-    source = videos.batches(footage, rows, config.data, config.global_batch, seed, config.tokens)
-    optimizer = build_optimizer(parameter_groups(objective, rates.weight_decay), rates)
-    step, spent, losses, curve, looks = 0, 0.0, [], [], [share * seconds for share in LOOKS]
-    while spent < seconds:
-        begin = time.process_time()
-        steps = max(step + 1, int(step * seconds / spent)) if step >= CALIBRATION else 10**9
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, rates.warmup, rates.lr, rates.final_lr)
-        batch = next(source)
-        loss = objective.loss(batch, torch.from_numpy(codes[batch.rows.numpy()]))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), rates.clip or float("inf"))
-        optimizer.step()
-        objective.after(teacher_momentum(step, steps, *config.teacher.ends))
-        losses.append(float(loss.detach()))
-        step += 1
-        spent += time.process_time() - begin
-        if looks and spent >= looks[0]:
-            curve.append([round(spent, 1), look()])
-            looks.pop(0)
-    return step, statistics.mean(losses[-50:]), curve
 
 
 def run(
@@ -90,20 +53,27 @@ def run(
 ) -> dict:
     """One recipe with one seed, in a process of its own."""
     torch.set_num_threads(1)
-    torch.manual_seed(seed)
-    config = compose(
-        PretrainConfig,
-        ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}", *WORDS[name], *words],
-    )
+    set_words = ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}"]
+    reference = compose(PretrainConfig, set_words)
+    config = compose(PretrainConfig, [*set_words, *WORDS[name], *words])
     footage = videos.load(manifest, config.data)
-    objective = build(name, config, len(set(footage.labels)))
-    steps, loss, encode = 0, None, objective.encoder.embed
+    classes = len(set(footage.labels))
+    steps, loss, price = 0, None, None
     curve: list[list[float]] = []  # [seconds, kNN on the validation part]
-    if name in BASELINES:
-        encode = BASELINES[name] or encode
-    else:
-        steps, loss, curve = train(
-            objective, config, footage, 60 * minutes, seed,
+
+    def fresh(recipe: str, its: PretrainConfig, steps: int) -> Trainer:
+        torch.manual_seed(seed)
+        return Trainer(build(recipe, its, classes), its, footage, steps, seed)
+
+    if name not in BASELINES:
+        price = cost(fresh(name, config, 1000), fresh("ours", reference, 1000))
+        steps = max(1, round(minutes * STEPS_A_MINUTE / price))
+    trainer = fresh(name, config, steps)
+    objective = trainer.objective
+    encode = BASELINES.get(name) or objective.encoder.embed
+    if steps:
+        loss, curve = train(
+            trainer, minutes,
             lambda: recognised(against(features(encode, footage, config, "validation"), "validation"))["knn_accuracy"][0],
         )  # fmt: skip
     every = features(encode, footage, config, *PARTS)
@@ -117,16 +87,16 @@ def run(
         curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
     return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
-            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "steps": steps, "loss": loss, "scores": scores,
+            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "cost": price, "steps": steps, "loss": loss, "scores": scores,
             "by_group": {part: right_by_group(found) for part, found in seen.items()}, "curve": curve, "commit": code_commit(),
             "config": asdict_plain(config)}  # fmt: skip
 
 
-def stored(fits: dict) -> list[dict]:
-    """The runs of the results file that fit."""
-    if not RESULTS.exists():
+def stored(path: Path, fits: dict) -> list[dict]:
+    """The runs of a results file that fit."""
+    if not path.exists():
         return []
-    lines = [json.loads(line) for line in RESULTS.read_text().splitlines()]
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if all(line[key] == value for key, value in fits.items())]
 
 
@@ -141,7 +111,9 @@ def main() -> int:
     parser.add_argument(
         "--textures", type=int, default=150, help="of the videos that are made (default: 150)"
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="of each run (default: 10)")
+    parser.add_argument(
+        "--minutes", type=float, default=10.0, help="of each run, by the clock of ours (default: 10)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--recipes", nargs="+", choices=WORDS, metavar="NAME",
@@ -151,6 +123,8 @@ def main() -> int:
                         help="that the table is of: test is read once, at the end (default: validation)")  # fmt: skip
     parser.add_argument("--folder", default="demo/learning", help="for the videos (default: demo/learning)")
     parser.add_argument("--cores", type=int, default=os.cpu_count(), help="runs at once (default: all)")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE",
+                        help="lines are read from and added to (default: benchmarks/results/learning.jsonl)")  # fmt: skip
     parser.add_argument("--show", action="store_true", help="what is in the results file, without any run")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw kNN against time too")
     parser.add_argument(
@@ -173,15 +147,19 @@ def main() -> int:
         "minutes": asked.minutes,
         "words": asked.words,
     }
-    there = {(line["recipe"], line["seed"]) for line in stored(fits)}
+    there = {(line["recipe"], line["seed"]) for line in stored(asked.results, fits)}
     missing = [(name, seed) for seed in range(asked.seeds) for name in recipes if (name, seed) not in there]
     if missing and not asked.show:
         folds = asked.manifest or [videos.make(asked.form, Path(asked.folder), asked.textures)]
-        run_all(missing, asked.cores, folds, fits)
-    lines = [line for line in stored(fits) if line["recipe"] in recipes and line["seed"] < asked.seeds]
+        run_all(missing, asked, folds, fits)
+    lines = [
+        line
+        for line in stored(asked.results, fits)
+        if line["recipe"] in recipes and line["seed"] < asked.seeds
+    ]
     lines = [line for line in lines if asked.part in line["scores"]]
     if not lines:
-        print(f"mofore: {RESULTS} has no such run.", file=sys.stderr)
+        print(f"mofore: {asked.results} has no such run.", file=sys.stderr)
         return 1
     for line in lines:
         line["scores"], line["by_group"] = line["scores"][asked.part], line["by_group"].get(asked.part, {})
@@ -191,18 +169,25 @@ def main() -> int:
     return 0
 
 
-def run_all(missing: list[tuple[str, int]], cores: int, folds: list[Path], facts: dict) -> None:
+def run_all(
+    missing: list[tuple[str, int]], asked: argparse.Namespace, folds: list[Path], facts: dict
+) -> None:
     """Each in a process of its own; a line is written as soon as its run has ended."""
-    RESULTS.parent.mkdir(exist_ok=True)
-    with ProcessPoolExecutor(cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1) as pool:
+    asked.results.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(
+        asked.cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1
+    ) as pool:
         waiting = [
             pool.submit(run, name, seed=seed, manifest=folds[seed % len(folds)], **facts)
             for name, seed in missing
         ]
         for done in tqdm(as_completed(waiting), "runs", len(waiting), dynamic_ncols=True):
-            with RESULTS.open("a") as file:
+            with asked.results.open("a") as file:
                 file.write(json.dumps(done.result()) + "\n")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except UserError as reason:
+        sys.exit(f"mofore: {reason}")

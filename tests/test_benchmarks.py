@@ -1,16 +1,20 @@
 """benchmarks.learning: every recipe trains its encoder, the hard videos drift, the table adds up."""
 
 import copy
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from benchmarks import footage as videos
+from benchmarks import learning
 from benchmarks.recipes import BASELINES, WORDS, build
 from benchmarks.scores import VIEWS, measure, right_by_group
 from benchmarks.tables import behind, combined, joined, table
+from benchmarks.trainer import Trainer, cost, train
 from evaluation.features import Features
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import MOTIONS, motion_video
@@ -125,3 +129,41 @@ def test_the_table_says_when_ours_catches_up() -> None:
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["strong", "ours", "weak"]
     assert rows[2].endswith("| never |")
     assert rows[4].endswith("| 0.5 min |")
+
+
+def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
+    """The run that is timed first is the run that is not: its trainer is made anew from the seed."""
+    config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", "global_batch=8"])
+
+    def trained() -> float:
+        torch.manual_seed(0)
+        trainer = Trainer(build("ours", config, len(MOTIONS)), config, footage, 3, 0)
+        return train(trainer, 1.0, lambda: 0.0)[0]
+
+    before = trained()
+    pair = [
+        Trainer(build(name, config, len(MOTIONS)), config, footage, 3, 0) for name in ("VideoMAE", "ours")
+    ]
+    assert cost(*pair) > 0
+    assert trained() == before
+
+
+def test_a_run_is_made_once_and_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    results, words = tmp_path / "runs.jsonl", ["--textures", "8", "--minutes", "0.02", "--seeds", "1"]
+    words += ["--recipes", "ours", "frame differences", "--folder", str(tmp_path), "--results", str(results)]
+    monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
+    assert learning.main() == 0
+    table = capsys.readouterr().out
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    ours = next(line for line in lines if line["recipe"] == "ours")
+    assert ours["steps"] == round(0.02 * learning.STEPS_A_MINUTE / ours["cost"])
+    assert [seconds for seconds, _ in ours["curve"]][-1] == pytest.approx(1.2)
+    assert (
+        sum(ours["by_group"]["validation"]["videos"]) == 16
+    )  # a fifth of 7 train textures: 2, under 8 motions
+    monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
+    assert learning.main() == 0  # nothing is left to make
+    assert capsys.readouterr().out == table
+    assert len(results.read_text().splitlines()) == 2

@@ -21,15 +21,22 @@ from mofore.models.encoder import BackboneConfig, VideoEncoder
 REPOSITORY = Path(__file__).parent.parent
 README = (REPOSITORY / "README.md").read_text()
 CLUSTER = (REPOSITORY / "launch/README.md").read_text()
+BENCHMARKS = (REPOSITORY / "benchmarks/README.md").read_text()
 
 
 def blocks(language: str, text: str = README) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
 
 
-COMMANDS = [
-    line for text in (README, CLUSTER) for block in blocks("bash", text) for line in block.splitlines()
-    if line and not line.startswith(("#", "git"))
+def commands(text: str) -> list[str]:
+    lines = [line for block in blocks("bash", text) for line in block.splitlines()]
+    return [line for line in lines if line and not line.startswith(("#", "git"))]
+
+
+COMMANDS = [command for text in (README, CLUSTER, BENCHMARKS) for command in commands(text)]
+TABLES = [
+    (command, text) for text in (README, BENCHMARKS) for command in commands(text)
+    if "benchmarks.learning" in command and "--show" in command
 ]  # fmt: skip
 
 
@@ -73,17 +80,21 @@ def test_command(command: str) -> None:
             compose(EvaluateConfig, arguments.keys)
 
 
+@pytest.mark.parametrize(("command", "text"), TABLES, ids=[command for command, _ in TABLES])
 def test_a_table_is_what_the_results_file_has(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    command: str, text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    shown = [command for command in COMMANDS if "benchmarks.learning" in command and "--show" in command]
-    assert shown
-    for command in shown:
-        words = shlex.split(command)
-        drawn = words.index("--picture") if "--picture" in words else len(words)
-        monkeypatch.setattr("sys.argv", [words[2], *words[3:drawn], *words[drawn + 2 :]])
-        assert learning.main() == 0
-        assert capsys.readouterr().out in README, command
+    words = shlex.split(command)
+    drawn = words.index("--picture") if "--picture" in words else len(words)
+    monkeypatch.setattr("sys.argv", [words[2], *words[3:drawn], *words[drawn + 2 :]])
+    assert learning.main() == 0
+    assert capsys.readouterr().out in text
+
+
+def test_benchmarks_exist() -> None:
+    named = set(re.findall(r"python -m benchmarks\.(\w+)", README + BENCHMARKS)) - {"NAME"}
+    assert named
+    assert all((REPOSITORY / f"benchmarks/{name}.py").exists() for name in named), named
 
 
 def test_named_tests_exist() -> None:
