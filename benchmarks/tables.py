@@ -1,7 +1,9 @@
 """Lines of benchmarks/results/learning.jsonl -> a table, and a picture of quality against time.
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
-squares; where each seed is a fold with videos of its own, as `joined` says. `behind` is the difference to ours of the same
+squares. A few seeds tell little of their own spread, so the trained recipes of a table are taken to have one in common
+(the pooled variance of an analysis of variance). Where each seed is a fold with videos of its own, `Spread` and `joined` say
+what differs. `behind` is the difference to ours of the same
 seeds on the same textures, in kNN, R@1 and probe, whose interval is narrower than those of the two: where it is above zero,
 ours is better beyond chance. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as
 the curves are.
@@ -9,7 +11,9 @@ the curves are.
 
 import math
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -29,14 +33,46 @@ METRICS = {
 SKILL, LEVEL = "skill_", 0.975  # of a normal or t distribution: both tails leave 95%
 
 
-def combined(runs: list[dict], metric: str) -> tuple[float, float]:
-    """Mean over the seeds' runs and half of its 95% interval."""
+Sample = tuple[
+    np.ndarray, np.ndarray
+]  # of n runs: halves of their intervals over groups, and values, f64 [n]
+
+
+class Spread(NamedTuple):
+    """Over seeds: a variance, and how many degrees of freedom it was estimated with. Of folds, whose values also differ
+    as their groups do, it is what exceeds that.
+    """
+
+    variance: float
+    freedom: int
+
+    @staticmethod
+    def of(samples: Iterable[Sample], folds: bool) -> "Spread":
+        """Pooled: the variance that the recipes of these samples have in common."""
+        parts = [
+            (
+                len(values) - 1,
+                np.var(values, ddof=1) - folds * np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2),
+            )
+            for reaches, values in samples
+            if len(values) > 1
+        ]
+        freedom = sum(count for count, _ in parts)
+        total = sum(count * variance for count, variance in parts)
+        return Spread(max(0.0, float(total / freedom)) if freedom else 0.0, freedom)
+
+
+def mean(runs: list[dict], metric: str) -> float:
+    return statistics.mean(run["scores"][metric][0] for run in runs)
+
+
+def scored(runs: list[dict], metric: str) -> Sample:
     values, low, high = np.array([run["scores"][metric] for run in runs]).T
-    return values.mean(), joined((high - low) / 2, values, of_folds(runs))
+    return (high - low) / 2, values
 
 
-def behind(ours: list[dict], runs: list[dict], metric: str) -> tuple[float, float] | None:
-    """Ours less `runs`, over the seeds that both have, and half of its 95% interval."""
+def behind(ours: list[dict], runs: list[dict], metric: str) -> Sample | None:
+    """Ours less `runs`, of the seeds that both have; None where none has right answers by group."""
     pairs = [
         (one["by_group"], other["by_group"]) for one in ours for other in runs
         if one["seed"] == other["seed"] and metric in one["by_group"] and metric in other["by_group"]
@@ -46,11 +82,9 @@ def behind(ours: list[dict], runs: list[dict], metric: str) -> tuple[float, floa
     more = [np.subtract(one[metric], other[metric]) for one, other in pairs]  # of each group
     videos = [np.array(one["videos"]) for one, _ in pairs]
     values = np.array([each.sum() / count.sum() for each, count in zip(more, videos, strict=True)])
-    if folds := of_folds(ours):
-        reaches = np.array([reach_of(each, count) for each, count in zip(more, videos, strict=True)])
-    else:
-        reaches = np.repeat(reach_of(np.mean(more, axis=0), videos[0]), len(pairs))
-    return values.mean(), joined(reaches, values, folds)
+    if of_folds(ours):
+        return np.array([reach_of(each, count) for each, count in zip(more, videos, strict=True)]), values
+    return np.repeat(reach_of(np.mean(more, axis=0), videos[0]), len(pairs)), values
 
 
 def of_folds(runs: list[dict]) -> bool:
@@ -65,20 +99,29 @@ def reach_of(more: np.ndarray, videos: np.ndarray) -> float:
     return (high - low) / 2
 
 
-def joined(reaches: np.ndarray, values: np.ndarray, folds: bool) -> float:
-    """Half of the 95% interval of the mean of runs, each with a value and its reach over groups, f64 [n].
+def joined(sample: Sample, spread: Spread, folds: bool) -> float:
+    """Half of the 95% interval of the mean of runs.
 
-    Seeds on the same groups share the error over them, and that over seeds is added in squares. Folds have groups of
-    their own: that error is less for their mean, and of the spread over folds only what exceeds it is added.
+    Seeds on the same groups share the error over them. Folds have groups of their own, so that error is less for
+    their mean.
     """
-    count = len(values)
-    of_groups = math.hypot(*reaches) / count if folds else reaches.mean()
-    if count < 2:
+    reaches, values = sample
+    of_groups = math.hypot(*reaches) / len(values) if folds else float(reaches.mean())
+    if not spread.freedom:
         return of_groups
-    variance = np.var(values, ddof=1)
-    if folds:
-        variance = max(0.0, variance - np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2))
-    return math.hypot(of_groups, stats.t.ppf(LEVEL, count - 1) * math.sqrt(variance / count))
+    of_seeds = stats.t.ppf(LEVEL, spread.freedom) * math.sqrt(spread.variance / len(values))
+    return math.hypot(of_groups, of_seeds)
+
+
+def cells(recipes: dict[str, list[dict]], samples: dict[str, Sample]) -> dict[str, str]:
+    """Mean and half of the interval by recipe, in per cent. What is not trained has its own spread over seeds."""
+    folds = of_folds(next(iter(recipes.values())))
+    trained = Spread.of([sample for name, sample in samples.items() if recipes[name][0]["steps"]], folds)
+    found = {}
+    for name, sample in samples.items():
+        spread = trained if recipes[name][0]["steps"] else Spread.of([sample], folds)
+        found[name] = f"{100 * sample[1].mean():.1f} ± {100 * joined(sample, spread, folds):.1f}"
+    return found
 
 
 def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -92,26 +135,25 @@ def table(lines: list[dict], ours: str) -> str:
     recipes = {
         line["recipe"]: [other for other in lines if other["recipe"] == line["recipe"]] for line in lines
     }
-    order = sorted(recipes, key=lambda name: -combined(recipes[name], "knn_accuracy")[0])
+    order = sorted(recipes, key=lambda name: -mean(recipes[name], "knn_accuracy"))
+    scores = [cells(recipes, {name: scored(recipes[name], metric) for name in order}) for metric in METRICS]
+    others = [name for name in order if name != ours and ours in recipes]
+    less = []
+    for metric in METRICS:
+        samples = {name: behind(recipes[ours], recipes[name], metric) for name in others}
+        less.append(cells(recipes, {name: sample for name, sample in samples.items() if sample}))
     heads = ["recipe", "seeds", "steps", *METRICS.values(), "skill by gap", "rank", "behind", "catches up"]
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in order:
         runs = recipes[name]
-        cells = [name, str(len(runs)), f"{statistics.mean(run['steps'] for run in runs):.0f}"]
-        for metric in METRICS:
-            mean, reach = combined(runs, metric)
-            cells.append(f"{100 * mean:.1f} ± {100 * reach:.1f}")
+        row = [name, str(len(runs)), f"{statistics.mean(run['steps'] for run in runs):.0f}"]
+        row += [column[name] for column in scores]
         gaps = [metric for metric in runs[0]["scores"] if metric.startswith(SKILL)]
-        cells.append(", ".join(f"{combined(runs, gap)[0]:.2f}" for gap in gaps))
-        cells.append(f"{combined(runs, 'effective_rank')[0]:.1f}")
-        less = (
-            [behind(recipes[ours], runs, metric) for metric in METRICS]
-            if ours in recipes and name != ours
-            else []
-        )
-        cells.append(", ".join(f"{100 * each[0]:.1f} ± {100 * each[1]:.1f}" for each in less if each))
-        cells.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
-        rows.append("| " + " | ".join(cells) + " |")
+        row.append(", ".join(f"{mean(runs, gap):.2f}" for gap in gaps))
+        row.append(f"{mean(runs, 'effective_rank'):.1f}")
+        row.append(", ".join(column[name] for column in less if name in column))
+        row.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
+        rows.append("| " + " | ".join(row) + " |")
     return "\n".join(rows)
 
 
@@ -129,7 +171,7 @@ def picture(lines: list[dict], path: Path) -> None:
     for name in dict.fromkeys(line["recipe"] for line in lines):
         runs = [line for line in lines if line["recipe"] == name]
         if not runs[0]["steps"]:
-            level = 100 * combined(runs, "knn_accuracy")[0]
+            level = 100 * mean(runs, "knn_accuracy")
             axes.axhline(level, color="grey", ls=":", lw=1)
             axes.annotate(name, (0.3, level), fontsize=8, color="grey", va="bottom")
             continue
