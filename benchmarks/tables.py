@@ -2,11 +2,10 @@
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
 squares. A few seeds tell little of their own spread, so the trained recipes of a table are taken to have one in common
-(the pooled variance of an analysis of variance). Where each seed is a fold with videos of its own, `Spread` and `joined` say
-what differs. `behind` is the difference to ours of the same
-seeds on the same textures, in kNN, R@1 and probe, whose interval is narrower than those of the two: where it is above zero,
-ours is better beyond chance. `catches up` is when ours reaches what a recipe has at its end, on the validation part, as
-the curves are.
+(the pooled variance of an analysis of variance). Where each seed is a fold with videos of its own, `Spread` and
+`joined` say what differs. `behind` is the difference to ours of the same seeds on the same textures, in kNN, R@1 and
+probe, whose interval is narrower than those of the two: where it is above zero, ours is better beyond chance. `catches
+up` is when ours reaches what a recipe has at its end, on the validation part, as the curves are.
 """
 
 import math
@@ -32,10 +31,8 @@ METRICS = {
 }
 SKILL, LEVEL = "skill_", 0.975  # of a normal or t distribution: both tails leave 95%
 
-
-Sample = tuple[
-    np.ndarray, np.ndarray
-]  # of n runs: halves of their intervals over groups, and values, f64 [n]
+# Of n runs: halves of their intervals over groups, and values, each f64 [n].
+Sample = tuple[np.ndarray, np.ndarray]
 
 
 class Spread(NamedTuple):
@@ -49,14 +46,11 @@ class Spread(NamedTuple):
     @staticmethod
     def of(samples: Iterable[Sample], folds: bool) -> "Spread":
         """Pooled: the variance that the recipes of these samples have in common."""
-        parts = [
-            (
-                len(values) - 1,
-                np.var(values, ddof=1) - folds * np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2),
-            )
-            for reaches, values in samples
-            if len(values) > 1
-        ]
+        parts = []
+        for reaches, values in samples:
+            if len(values) > 1:
+                of_groups = np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2) if folds else 0.0
+                parts.append((len(values) - 1, np.var(values, ddof=1) - of_groups))
         freedom = sum(count for count, _ in parts)
         total = sum(count * variance for count, variance in parts)
         return Spread(max(0.0, float(total / freedom)) if freedom else 0.0, freedom)

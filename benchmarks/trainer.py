@@ -25,12 +25,8 @@ class Trainer:
     def __init__(
         self, objective: Objective, config: PretrainConfig, footage: Footage, steps: int, seed: int
     ) -> None:
-        self.objective, self.rates, self.teacher, self.steps = (
-            objective,
-            config.optimizer,
-            config.teacher,
-            steps,
-        )
+        self.objective, self.steps = objective, steps
+        self.rates, self.teacher = config.optimizer, config.teacher
         self.codes = np.unique(footage.labels, return_inverse=True)[1]
         rows = footage.rows("train")
         if len(rows) < config.global_batch:

@@ -98,9 +98,8 @@ def test_recipes_have_one_spread_over_seeds_in_common() -> None:
 def test_the_difference_of_two_recipes_is_taken_on_the_same_groups() -> None:
     ours, other = line("ours", 0, 0.75), line("weak", 0, 0.5)
     ours["by_group"] = {"videos": [8, 8, 8, 8], "retrieval_r1": [8, 4, 8, 4]}
-    other["by_group"] = ours["by_group"] | {
-        "retrieval_r1": [6, 2, 6, 2]
-    }  # a quarter less on every one of them
+    # a quarter less on every one of them
+    other["by_group"] = ours["by_group"] | {"retrieval_r1": [6, 2, 6, 2]}
     reaches, values = behind([ours], [other], "retrieval_r1")
     assert (reaches, values) == (pytest.approx([0.0]), pytest.approx([0.25]))
     other["by_group"] = ours["by_group"] | {"retrieval_r1": [8, 0, 8, 0]}
@@ -163,6 +162,16 @@ def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
     assert trained() == before
 
 
+def loss_without_timing(manifest: Path, steps: int) -> float:
+    """Of a run of ours with seed 0."""
+    config = compose(PretrainConfig, ["experiment=demo", f"data.manifest={manifest}", "seed=0"])
+    footage = videos.load(manifest, config.data)
+    torch.manual_seed(0)
+    return train(Trainer(build("ours", config, len(MOTIONS)), config, footage, steps, 0), 0.02, lambda: 0.0)[
+        0
+    ]
+
+
 def test_a_run_is_made_once_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -175,9 +184,10 @@ def test_a_run_is_made_once_and_shown(
     ours = next(line for line in lines if line["recipe"] == "ours")
     assert ours["steps"] == round(0.02 * learning.STEPS_A_MINUTE / ours["cost"])
     assert [seconds for seconds, _ in ours["curve"]][-1] == pytest.approx(1.2)
-    assert (
-        sum(ours["by_group"]["validation"]["videos"]) == 16
-    )  # a fifth of 7 train textures: 2, under 8 motions
+    # a fifth of 7 train textures: 2, under 8 motions
+    assert sum(ours["by_group"]["validation"]["videos"]) == 16
+    manifest = tmp_path / "easy-8/data/manifest.parquet"
+    assert ours["loss"] == pytest.approx(loss_without_timing(manifest, ours["steps"]), rel=1e-4)
     monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
     assert learning.main() == 0  # nothing is left to make
     assert capsys.readouterr().out == table
