@@ -11,6 +11,7 @@ A fifth of the train groups is the validation part, the only one that choices ma
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -101,10 +102,11 @@ def make(form: str, folder: Path, textures: int) -> Path:
     return data / "manifest.parquet"
 
 
-def load(manifest_path: Path, config: DataConfig) -> Footage:
-    """Every video that has room for a context and a target, decoded, and shrunk where it is large."""
+def load(manifest_path: Path, *configs: DataConfig) -> Footage:
+    """Every video that has room for a context and a target of each of these, decoded, and shrunk where it is large."""
     manifest, annotations = read_manifest(str(manifest_path)), read_annotations(str(manifest_path))
-    rows, _ = usable_rows(manifest, replace(config, split=None), clips=2)
+    fitting = (usable_rows(manifest, replace(config, split=None), clips=2)[0] for config in configs)
+    rows = reduce(np.intersect1d, fitting)
     frames, times = [], []
     for row in rows:
         reader = open_video(manifest[row])

@@ -57,7 +57,7 @@ def run(
     set_words = ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}"]
     reference = compose(PretrainConfig, set_words)
     config = compose(PretrainConfig, [*set_words, *WORDS[name], *words])
-    footage = videos.load(manifest, config.data)
+    footage = videos.load(manifest, config.data, reference.data)  # the reference is timed on it too
     classes = len(set(footage.labels))
     steps, loss, price = 0, None, None
     curve: list[list[float]] = []  # [seconds, kNN on the validation part]

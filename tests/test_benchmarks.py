@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ from benchmarks.trainer import Trainer, cost, train
 from evaluation.features import Features
 from mofore.config import PretrainConfig, compose
 from mofore.data.motion import MOTIONS, motion_video
+from mofore.data.prepare import prepare
 from mofore.models.encoder import Attention
 from mofore.types import Batch
+from tests.videos import noise, write_video
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +127,17 @@ def test_folds_have_groups_of_their_own() -> None:
         each["by_group"] = {"videos": sizes, "knn_accuracy": right}
     reaches, values = behind(pairs[:2], pairs[2:], "knn_accuracy")
     assert (reaches.tolist(), values.tolist()) == ([0, 0], [1, 1])
+
+
+def test_videos_have_room_for_every_clip_that_is_drawn(tmp_path: Path) -> None:
+    """Of a recipe whose words shorten its clips, and of the reference that it is timed beside."""
+    for name, frames in (("short", 8), ("long", 24)):
+        write_video(tmp_path / f"videos/class/{name}.mp4", noise(frames), fps=24)
+    prepare(tmp_path / "videos", tmp_path / "data")
+    whole = compose(PretrainConfig, ["experiment=demo", "data.manifest=none"]).data  # 8 frames at 24 a second
+    brief, manifest = replace(whole, frames=4), tmp_path / "data/manifest.parquet"
+    assert [len(video) for video in videos.load(manifest, brief).frames] == [24, 8]
+    assert [len(video) for video in videos.load(manifest, brief, whole).frames] == [24]
 
 
 def test_right_by_group_adds_up_to_the_scores() -> None:
