@@ -159,31 +159,23 @@ def test_the_table_says_when_ours_catches_up() -> None:
     assert rows[4].endswith("| 0.5 min |")
 
 
+def loss_of_ours(config: PretrainConfig, footage: videos.Footage, steps: int) -> float:
+    """Of a run with seed 0 that is not timed before."""
+    torch.manual_seed(0)
+    trainer = Trainer(build("ours", config, len(MOTIONS)), config, footage, steps, 0)
+    return train(trainer, 1.0, lambda: 0.0)[0]
+
+
 def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
     """The run that is timed first is the run that is not: its trainer is made anew from the seed."""
     config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", "global_batch=8"])
 
-    def trained() -> float:
-        torch.manual_seed(0)
-        trainer = Trainer(build("ours", config, len(MOTIONS)), config, footage, 3, 0)
-        return train(trainer, 1.0, lambda: 0.0)[0]
-
-    before = trained()
+    before = loss_of_ours(config, footage, 3)
     pair = [
         Trainer(build(name, config, len(MOTIONS)), config, footage, 3, 0) for name in ("VideoMAE", "ours")
     ]
     assert cost(*pair) > 0
-    assert trained() == before
-
-
-def loss_without_timing(manifest: Path, steps: int) -> float:
-    """Of a run of ours with seed 0."""
-    config = compose(PretrainConfig, ["experiment=demo", f"data.manifest={manifest}", "seed=0"])
-    footage = videos.load(manifest, config.data)
-    torch.manual_seed(0)
-    return train(Trainer(build("ours", config, len(MOTIONS)), config, footage, steps, 0), 0.02, lambda: 0.0)[
-        0
-    ]
+    assert loss_of_ours(config, footage, 3) == before
 
 
 def test_a_run_is_made_once_and_shown(
@@ -201,7 +193,9 @@ def test_a_run_is_made_once_and_shown(
     # a fifth of 7 train textures: 2, under 8 motions
     assert sum(ours["by_group"]["validation"]["videos"]) == 16
     manifest = tmp_path / "easy-8/data/manifest.parquet"
-    assert ours["loss"] == pytest.approx(loss_without_timing(manifest, ours["steps"]), rel=1e-4)
+    config = compose(PretrainConfig, ["experiment=demo", f"data.manifest={manifest}", "seed=0"])
+    untimed = loss_of_ours(config, videos.load(manifest, config.data), ours["steps"])
+    assert ours["loss"] == pytest.approx(untimed, rel=1e-4)
     monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
     assert learning.main() == 0  # nothing is left to make
     assert capsys.readouterr().out == table

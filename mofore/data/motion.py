@@ -81,6 +81,18 @@ def rotation(angles: Tensor) -> Tensor:
     return torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], 1)
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Two round another way than one, in a few pixels; and on a busy machine they wait for each other longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def write_motion_videos(
     root: Path, textures: int, seed: int = 0, frames: int = 48, size: int = 64, fps: int = 24,
     draw: Callable[..., NDArray[np.uint8]] = motion_video,
@@ -92,30 +104,18 @@ def write_motion_videos(
     """
     lists: dict[str, list[str]] = {"groups.tsv": [], "trainlist01.txt": [], "testlist01.txt": []}
     every = list(itertools.product(range(textures), MOTIONS))
-    with one_thread():
-        for number, motion in tqdm(every, "videos", unit="file", dynamic_ncols=True):
-            name = f"{motion}/texture{number:02d}.mp4"
-            path = root / name
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with replacing(path) as temporary:
-                    encode(temporary, draw(motion, number, seed, frames, size, fps), fps)
-            lists["groups.tsv"].append(f"{name}\ttexture{number:02d}")
-            lists["testlist01.txt" if number % 5 == 0 else "trainlist01.txt"].append(name)
+    for number, motion in tqdm(every, "videos", unit="file", dynamic_ncols=True):
+        name = f"{motion}/texture{number:02d}.mp4"
+        path = root / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as temporary:
+                encode(temporary, draw(motion, number, seed, frames, size, fps), fps)
+        lists["groups.tsv"].append(f"{name}\ttexture{number:02d}")
+        lists["testlist01.txt" if number % 5 == 0 else "trainlist01.txt"].append(name)
     for name, lines in lists.items():
         with replacing(root / name) as temporary:
             Path(temporary).write_text("\n".join(lines) + "\n")
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Two round another way than one, in a few pixels; and on a busy machine they wait for each other longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def encode(path: str, video: NDArray[np.uint8], fps: int) -> None:
