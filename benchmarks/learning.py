@@ -19,7 +19,8 @@ import json
 import multiprocessing
 import os
 import sys
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,8 +52,9 @@ def run(
     minutes: float,
     seed: int,
     words: list[str],
+    tell: Callable[[str], object] = print,
 ) -> dict:
-    """One recipe with one seed, in a process of its own."""
+    """One recipe with one seed, in a process of its own. Each look at the encoder is told."""
     torch.set_num_threads(1)
     set_words = ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}"]
     reference = compose(PretrainConfig, set_words)
@@ -73,11 +75,15 @@ def run(
         steps = max(1, round(minutes * STEPS_A_MINUTE / price))
     objective = fresh(name, config)
     encode = BASELINES.get(name) or objective.encoder.embed
+
+    def look(step: int) -> float:
+        found = recognised(against(features(encode, footage, config, "validation"), "validation"))
+        accuracy = found["knn_accuracy"][0]
+        tell(f"{name}, seed {seed}, step {step} of {steps}: kNN {accuracy:.1%} of the validation part")
+        return accuracy
+
     if steps:
-        loss, curve = train(
-            Trainer(objective, config, footage, steps, seed), minutes,
-            lambda: recognised(against(features(encode, footage, config, "validation"), "validation"))["knn_accuracy"][0],
-        )  # fmt: skip
+        loss, curve = train(Trainer(objective, config, footage, steps, seed), minutes, look)
     every = features(encode, footage, config, *PARTS)
     seen = {part: against(every, part) for part in PARTS}
     scores = {part: measure(found) for part, found in seen.items()}
@@ -176,16 +182,25 @@ def run_all(
 ) -> None:
     """Each in a process of its own; a line is written as soon as its run has ended."""
     asked.results.parent.mkdir(parents=True, exist_ok=True)
-    with ProcessPoolExecutor(
-        asked.cores, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        waiting = [
-            pool.submit(run, name, seed=seed, manifest=folds[seed % len(folds)], **facts)
+    context = multiprocessing.get_context("spawn")
+    with (
+        context.Manager() as manager,
+        ProcessPoolExecutor(asked.cores, context, max_tasks_per_child=1) as pool,
+        tqdm(desc="runs", total=len(missing), unit="run", dynamic_ncols=True) as bar,
+    ):
+        looks = manager.Queue()
+        waiting = {
+            pool.submit(run, name, seed=seed, manifest=folds[seed % len(folds)], tell=looks.put, **facts)
             for name, seed in missing
-        ]
-        for done in tqdm(as_completed(waiting), "runs", len(waiting), dynamic_ncols=True):
-            with asked.results.open("a") as file:
-                file.write(json.dumps(done.result()) + "\n")
+        }
+        while waiting:
+            done, waiting = wait(waiting, timeout=1, return_when=FIRST_COMPLETED)
+            while not looks.empty():
+                bar.write(looks.get(), file=sys.stderr)
+            for ended in done:
+                with asked.results.open("a") as file:
+                    file.write(json.dumps(ended.result()) + "\n")
+                bar.update()
 
 
 if __name__ == "__main__":

@@ -63,12 +63,12 @@ def cost(one: Trainer, other: Trainer) -> float:
     return medians[0] / medians[1]
 
 
-def train(trainer: Trainer, minutes: float, look: Callable[[], float]) -> tuple[float, list[list[float]]]:
-    """All steps. Returns the mean of the last losses, and the curve: [seconds, what a look found]."""
+def train(trainer: Trainer, minutes: float, look: Callable[[int], float]) -> tuple[float, list[list[float]]]:
+    """All steps. Returns the mean of the last losses, and the curve: [seconds, what a look after so many steps found]."""
     losses, curve = [], []
     marks = {max(1, round(share * trainer.steps)): share for share in LOOKS}
     for number in range(trainer.steps):
         losses.append(trainer.step(number))
         if number + 1 in marks:
-            curve.append([round(60 * minutes * marks[number + 1], 1), look()])
+            curve.append([round(60 * minutes * marks[number + 1], 1), look(number + 1)])
     return statistics.mean(losses[-50:]), curve

@@ -163,7 +163,7 @@ def loss_of_ours(config: PretrainConfig, footage: videos.Footage, steps: int) ->
     """Of a run with seed 0 that is not timed before."""
     torch.manual_seed(0)
     trainer = Trainer(build("ours", config, len(MOTIONS)), config, footage, steps, 0)
-    return train(trainer, 1.0, lambda: 0.0)[0]
+    return train(trainer, 1.0, lambda step: 0.0)[0]
 
 
 def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
@@ -185,11 +185,13 @@ def test_a_run_is_made_once_and_shown(
     words += ["--recipes", "ours", "frame differences", "--folder", str(tmp_path), "--results", str(results)]
     monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
     assert learning.main() == 0
-    table = capsys.readouterr().out
+    table, told = capsys.readouterr()
     lines = [json.loads(line) for line in results.read_text().splitlines()]
     ours = next(line for line in lines if line["recipe"] == "ours")
     assert ours["steps"] == round(0.02 * learning.STEPS_A_MINUTE / ours["cost"])
     assert [seconds for seconds, _ in ours["curve"]][-1] == pytest.approx(1.2)
+    step, found = round(0.5 * ours["steps"]), dict(ours["curve"])[0.6]
+    assert f"ours, seed 0, step {step} of {ours['steps']}: kNN {found:.1%} of the validation part" in told
     # a fifth of 7 train textures: 2, under 8 motions
     assert sum(ours["by_group"]["validation"]["videos"]) == 16
     manifest = tmp_path / "easy-8/data/manifest.parquet"
