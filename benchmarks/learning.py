@@ -52,7 +52,7 @@ def run(
     minutes: float,
     seed: int,
     words: list[str],
-    tell: Callable[[str], object] = print,
+    tell: Callable[[str], object],
 ) -> dict:
     """One recipe with one seed, in a process of its own. Each look at the encoder is told."""
     torch.set_num_threads(1)
