@@ -4,7 +4,10 @@
     context -> teacher -> "the future looks like now" |-> mean squared error on the teacher's latents of the target
     mean latent of all test targets                   |
 
-An error means little alone: an encoder whose latents never change is forecast perfectly by persistence.
+An error means little alone. An encoder whose latents never change is forecast perfectly by persistence; and where
+latents change so much that persistence is worse than their mean, a forecast that knows nothing of its context beats it:
+in units of the variance, with a correlation of r between now and then, persistence's error is 2 - 2 r, the mean's 1.
+So the forecast is set against both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -82,16 +85,18 @@ def _mean_latent_mse(square: np.ndarray, latent: Mapping[int, np.ndarray]) -> np
 
 
 def forecasting(features: Features, cfg: EvaluateConfig) -> list[Result]:
-    """Errors of the forecast and of both baselines, and the forecast's relative to persistence (below 1 is better)."""
+    """Errors of the forecast and of both baselines; the forecast's relative to persistence (below 1 is better), and its
+    R2, the share of the latents' variance that it explains (above 0 it is better than their mean).
+    """
     protocol = "mean squared error on the teacher's latents, test"
-    relative = "forecast_mse over persistence_mse, test"
+    derived = {
+        "forecast_relative": "forecast_mse over persistence_mse, test",
+        "forecast_r2": "1 - forecast_mse over mean_latent_mse, test",
+    }
     test = features.part("test")
     if test.errors is None:
-        names = [*METRICS, "forecast_relative"]
-        return [
-            missing(name, relative if name == "forecast_relative" else protocol, NO_FORECASTER)
-            for name in names
-        ]
+        protocols = dict.fromkeys(METRICS, protocol) | derived
+        return [missing(name, how, NO_FORECASTER) for name, how in protocols.items()]
     bootstrap = Bootstrap(test.groups, cfg.resamples, cfg.seed)
     scores = {metric: getattr(test.errors, field).mean(axis=1) for metric, field in METRICS.items()}
     n = int(np.isfinite(scores["forecast_mse"]).sum())
@@ -104,5 +109,8 @@ def forecasting(features: Features, cfg: EvaluateConfig) -> list[Result]:
         )
         for metric in METRICS
     ]
-    relation = ratio(samples["forecast_mse"], samples["persistence_mse"])
-    return [*results, bootstrap.result("forecast_relative", relation, n, relative, note)]
+    relations = {
+        "forecast_relative": ratio(samples["forecast_mse"], samples["persistence_mse"]),
+        "forecast_r2": 1 - ratio(samples["forecast_mse"], samples["mean_latent_mse"]),
+    }
+    return results + [bootstrap.result(name, relations[name], n, how, note) for name, how in derived.items()]

@@ -39,8 +39,9 @@ METRICS: dict[str, Metric] = {
     r"(same|different)_(video|class)_cosine": Metric("Stability", r"\1-\2 cosine"),
     r"neighbour_cosine": Metric("Stability", "neighbour cosine"),
     r"stability_(.+)": Metric("Stability", r"stability \1", 1),
-    # Each encoder forecasts its own latents, so only the ratio to its own persistence can be compared.
+    # Each encoder forecasts its own latents, so only what is relative to its own baselines can be compared.
     r"forecast_relative(.*)": Metric("Forecasting", r"forecast / persistence\1", -1),
+    r"forecast_r2(.*)": Metric("Forecasting", r"forecast R²\1", 1),
     r"(forecast|persistence|mean_latent)_mse(.*)": Metric("Forecasting", r"\1 MSE\2"),
     r"effective_rank": Metric("Collapse", "effective rank"),
     r"embedding_std": Metric("Collapse", "embedding deviation"),

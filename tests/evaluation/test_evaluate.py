@@ -109,7 +109,7 @@ def test_all_metrics_stand_for_all_encoders(finished):
     assert {
         "knn_accuracy", "linear_probe_accuracy", "retrieval_r1", "retrieval_r50", "same_video_cosine",
         "same_class_cosine", "different_class_cosine", "neighbour_cosine", "stability_margin", "forecast_mse",
-        "persistence_mse", "mean_latent_mse", "effective_rank", "embedding_std",
+        "persistence_mse", "mean_latent_mse", "forecast_relative", "forecast_r2", "effective_rank", "embedding_std",
     } <= set(metrics["trained"])  # fmt: skip
     forecast = {r["encoder"]: r["value"] for r in found if r["metric"] == "forecast_mse"}
     assert forecast["pixels"] is forecast["frame differences"] is None

@@ -81,9 +81,12 @@ def test_the_relative_error_is_a_ratio_of_means_and_short_videos_are_counted(mak
         array[short] = np.nan
     found = {result.metric: result for result in measured(replace(features, errors=errors), cfg)}
     test = features.parts == "test"
-    forecast, persistence = (np.nanmean(array[test]) for array in (errors.forecast, errors.persistence))
+    forecast, persistence, mean = (
+        np.nanmean(array[test]) for array in (errors.forecast, errors.persistence, errors.mean_latent)
+    )
     assert found["forecast_mse"].value == pytest.approx(forecast, rel=1e-5)
     assert found["forecast_relative"].value == pytest.approx(forecast / persistence, rel=1e-5)
+    assert found["forecast_r2"].value == pytest.approx(1 - forecast / mean, rel=1e-4)
     assert found["forecast_mse"].n == test.sum() - 4
     assert "left out: 4" in found["forecast_mse"].note
 
