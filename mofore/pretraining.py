@@ -41,7 +41,7 @@ class LossConfig:
 
     regression: Regression = Regression.mse
     normalise_targets: bool = True  # layer-normalise the teacher's latents [raw targets]
-    contrast: float = 10.0  # weight of InfoNCE; at 0 nothing prevents collapse [contrast 1, 20]
+    contrast: float = 10.0  # weight of InfoNCE; at 0 the EMA alone prevents collapse [contrast 1, 20]
     query: Query = Query.both  # of the contrast [contexts alone, the forecast is told apart]
     temperature: float = 0.1  # of InfoNCE [temperature 0.05, 0.2]
 
