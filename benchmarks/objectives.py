@@ -6,6 +6,7 @@ the backbone at hand.
 """
 
 import copy
+import math
 
 import torch
 import torch.nn.functional as F
@@ -73,22 +74,23 @@ class Supervised(Objective):
         self.head = nn.Linear(self.student.dim, classes)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        clips = torch.cat([batch.context, batch.targets[:, 0]])
+        clips = both(batch)
         return F.cross_entropy(self.head(self.student.embed(clips)), labels.repeat(2), label_smoothing=0.1)
 
 
 class Masked(Objective):
-    """From the tokens of a clip that are seen, something at the places of those that are not."""
+    """From the tokens of a clip that are seen, something at the places of those that are not. Context and target are
+    clips as any other.
+    """
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
         dim = config.forecaster.dim
-        self.steps, side = (
+        self.steps, self.side = (
             config.data.frames // config.backbone.tubelet,
             config.data.size // config.backbone.patch,
         )
-        self.area = side * side
-        places = (sincos(self.steps, dim)[:, None] + sincos_space(side, dim)[None]).flatten(0, 1)[None]
+        places = (sincos(self.steps, dim)[:, None] + sincos_space(self.side, dim)[None]).flatten(0, 1)[None]
         self.places, self.mask = nn.Parameter(places), nn.Parameter(torch.zeros(1, 1, dim))
         self.narrow = nn.Linear(self.student.dim, dim)
         blocks = [Block(dim, config.forecaster.heads, qkv_bias=True) for _ in range(config.forecaster.depth)]
@@ -100,9 +102,16 @@ class Masked(Objective):
         queries = self.mask + pick(self.places, hidden)
         return self.decoder(torch.cat([tokens, queries], dim=1))[:, kept.shape[1] :]
 
+    def tubes(self, places: Tensor) -> Tensor:
+        """i64 [B, n] places of a frame -> i64 [B, T * n] tokens: these places at all times."""
+        times = torch.arange(self.steps).view(1, -1, 1) * self.side**2
+        return (times + places[:, None, :]).flatten(1)
+
 
 class VideoMAE(Masked):
-    """Tong et al. 2022: 90% of the tubes are masked, their normalised pixels reconstructed (MSE)."""
+    """Tong et al. 2022: 90% of the tubes are masked, their pixels reconstructed (MSE), each tubelet's normalised by
+    channel.
+    """
 
     MASKED = 0.9
 
@@ -111,21 +120,23 @@ class VideoMAE(Masked):
         self.pixels = nn.Linear(config.forecaster.dim, 3 * config.backbone.tubelet * config.backbone.patch**2)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        clips = batch.context
-        order = torch.rand(len(clips), self.area).argsort(dim=1)  # a tube is a place at all times
-        seen = max(1, round((1 - self.MASKED) * self.area))
-        tubes = torch.arange(self.steps).view(1, -1, 1) * self.area + order[:, None, :]
-        kept, hidden = tubes[:, :, :seen].flatten(1), tubes[:, :, seen:].flatten(1)
+        clips = both(batch)
+        order = torch.rand(len(clips), self.side**2).argsort(dim=1)
+        seen = max(1, round((1 - self.MASKED) * self.side**2))
+        kept, hidden = self.tubes(order[:, :seen]), self.tubes(order[:, seen:])
         out = self.pixels(self.fill(clips, kept, hidden))
         clips = (clips - self.student.mean) / self.student.std
-        tubelets = to_tubelets(clips, self.student.t, self.student.p).flatten(1, 2)
-        return F.mse_loss(out, F.layer_norm(pick(tubelets, hidden), tubelets.shape[-1:]))
+        tubelets = pick(to_tubelets(clips, self.student.t, self.student.p).flatten(1, 2), hidden)
+        wanted = normalise(tubelets.unflatten(2, (3, -1))).flatten(2)
+        return F.mse_loss(out, wanted)
 
 
 class VJEPA(Masked):
-    """Bardes et al. 2024: from a part of a clip's tokens, what an EMA encoder sees at the others (L1)."""
+    """Bardes et al. 2024: from a part of a clip's tokens, what an EMA encoder sees at the others (L1). Two masks a clip,
+    each of blocks through all times.
+    """
 
-    SEEN = 0.25  # the published multi-block masks leave 10 to 25%
+    MASKS = ((8, 0.15), (2, 0.7))  # blocks, and the share of a frame that each hides
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
@@ -133,17 +144,52 @@ class VJEPA(Masked):
         self.wide = nn.Linear(config.forecaster.dim, self.student.dim)
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
-        clips = batch.context
+        clips = both(batch)
         with torch.no_grad():
             wanted = normalise(self.teacher(clips).float())
-        order = torch.rand(len(clips), wanted.shape[1]).argsort(dim=1)
-        seen = max(1, round(self.SEEN * wanted.shape[1]))
-        kept, hidden = order[:, :seen].sort(dim=1).values, order[:, seen:].sort(dim=1).values
-        return F.l1_loss(self.wide(self.fill(clips, kept, hidden)), pick(wanted, hidden))
+        losses = []
+        for count, share in self.MASKS:
+            kept, hidden = map(self.tubes, parted(blocks(len(clips), self.side, count, share)))
+            losses.append(F.l1_loss(self.wide(self.fill(clips, kept, hidden)), pick(wanted, hidden)))
+        return torch.stack(losses).mean()
+
+
+def blocks(batch: int, side: int, count: int, share: float) -> Tensor:
+    """bool [B, side * side]: what `count` rectangles of `share` of the area, anywhere, hide; never all of it.
+
+    As in the public code, a batch's rectangles have one size, drawn with an aspect of 0.75 to 1.5.
+    """
+    aspect = float(torch.empty(()).uniform_(0.75, 1.5))
+    height, width = (min(side, max(1, round(side * math.sqrt(share * of)))) for of in (aspect, 1 / aspect))
+    if height == width == side:
+        height -= 1
+    hides = torch.ones(batch, side * side, dtype=torch.bool)
+    while (whole := hides.all(dim=1)).any():
+        hides[whole] = rectangles(int(whole.sum()), side, count, height, width).flatten(1)
+    return hides
+
+
+def rectangles(batch: int, side: int, count: int, height: int, width: int) -> Tensor:
+    """bool [B, side, side]: within any of `count` rectangles."""
+    ranges = []
+    for length in (height, width):
+        first = torch.randint(side - length + 1, (batch, count, 1))
+        along = torch.arange(side)
+        ranges.append((along >= first) & (along < first + length))  # [B, count, side]
+    return (ranges[0].unsqueeze(3) & ranges[1].unsqueeze(2)).any(dim=1)
+
+
+def parted(hides: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [B, N] -> i64 [B, M] that are seen and i64 [B, H] that are hidden, as many as all of the batch have."""
+    seen, hidden = int((~hides).sum(dim=1).min()), int(hides.sum(dim=1).min())
+    order = (hides + 0.5 * torch.rand(hides.shape)).argsort(dim=1)  # what is seen comes first
+    return order[:, :seen].sort(dim=1).values, order[:, -hidden:].sort(dim=1).values
 
 
 class Instance(Objective):
-    """He et al. 2020, Chen et al. 2021 (MoCo v3, without its queue): two clips of a video find each other (InfoNCE)."""
+    """Chen et al. 2021 (MoCo v3): two clips of a video find each other (InfoNCE). Its own heads, with batch norm after
+    their outputs too, kept it at chance here (lines `trial: MoCo v3, its own heads`), so they are those of BYOL.
+    """
 
     def __init__(self, config: PretrainConfig) -> None:
         super().__init__(config)
@@ -155,13 +201,10 @@ class Instance(Objective):
         self.predict = mlp(self.student.dim)
 
     def queries_and_keys(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        pairs = (
-            torch.cat([batch.context, batch.targets[:, 0]]),
-            torch.cat([batch.targets[:, 0], batch.context]),
-        )
-        queries = self.predict(self.project(self.student.embed(pairs[0])))
+        clips = both(batch)
+        queries = self.predict(self.project(self.student.embed(clips)))
         with torch.no_grad():
-            keys = self.teacher_project(self.teacher.embed(pairs[1]))
+            keys = self.teacher_project(self.teacher.embed(clips.roll(len(batch.context), 0)))
         return queries, keys
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
@@ -182,6 +225,11 @@ class BYOL(Instance):
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
         queries, keys = self.queries_and_keys(batch)
         return 2 - 2 * F.cosine_similarity(queries, keys).mean()
+
+
+def both(batch: Batch) -> Tensor:
+    """u8 [2 B, C, T, H, W]: contexts, then targets."""
+    return torch.cat([batch.context, batch.targets[:, 0]])
 
 
 def mlp(dim: int) -> nn.Sequential:

@@ -3,7 +3,8 @@
 knn, retrieval, linear probe   as `mofore evaluate` measures them, on the part asked for
 time_sense                     which of two neighbouring clips of a video is the later: a linear probe on the difference
                                of their embeddings, 50% by chance
-skill                          1 - error of the forecast / error of "as now", on the teacher's latents, at each gap
+skill, r2                      of the forecast of the teacher's latents at each gap: 1 - its error / that of "as now", and
+                               / that of the latents' mean, so what share of their variance it explains
 effective_rank                 of the embeddings (Garrido et al. 2023, RankMe)
 """
 
@@ -116,6 +117,8 @@ def skill(model: Pretraining, footage: Footage, config: PretrainConfig, part: st
         errors = forecast_errors({"": model}, batches, len(footage.labels), 1, torch.device("cpu"))[
             ""
         ].select(rows)
-        relative = ratio(bootstrap.mean(errors.forecast[:, 0]), bootstrap.mean(errors.persistence[:, 0]))
-        found[f"skill_{gap:.2f}s"] = interval(bootstrap.result("skill", 1 - relative, len(rows), ""))
+        forecast = bootstrap.mean(errors.forecast[:, 0])
+        for name, baseline in (("skill", errors.persistence), ("r2", errors.mean_latent)):
+            score = 1 - ratio(forecast, bootstrap.mean(baseline[:, 0]))
+            found[f"{name}_{gap:.2f}s"] = interval(bootstrap.result(name, score, len(rows), ""))
     return found

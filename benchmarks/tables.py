@@ -2,10 +2,11 @@
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
 squares. A few seeds tell little of their own spread, so the trained recipes of a table are taken to have one in common
-(the pooled variance of an analysis of variance). Where each seed is a fold with videos of its own, `Spread` and
-`joined` say what differs. `behind` is the difference to ours of the same seeds on the same textures, in kNN, R@1 and
-probe, whose interval is narrower than those of the two: where it is above zero, ours is better beyond chance. `catches
-up` is when ours reaches what a recipe has at its end, on the validation part, as the curves are.
+(the pooled variance of an analysis of variance); one seed tells nothing of it, and the interval is over textures alone.
+Where each seed is a fold with videos of its own, `Spread` and `joined` say what differs. `behind` is the difference to
+ours on the same textures, in kNN, R@1 and probe: the error over textures is that of the difference, that over seeds has
+the variance of both. Where it is above zero, ours is better beyond chance. `catches up` is when ours reaches what a
+recipe has at its end, on the validation part, as the curves are.
 """
 
 import math
@@ -29,7 +30,8 @@ METRICS = {
     "linear_probe_accuracy": "probe",
     "time_sense": "time sense",
 }
-SKILL, LEVEL = "skill_", 0.975  # of a normal or t distribution: both tails leave 95%
+FORECAST = {"skill": "skill by gap", "r2": "R² by gap"}
+LEVEL = 0.975  # of a normal or t distribution: both tails leave 95%
 
 # Of n runs: halves of their intervals over groups, and values, each f64 [n].
 Sample = tuple[np.ndarray, np.ndarray]
@@ -54,6 +56,11 @@ class Spread(NamedTuple):
         freedom = sum(count for count, _ in parts)
         total = sum(count * variance for count, variance in parts)
         return Spread(max(0.0, float(total / freedom)) if freedom else 0.0, freedom)
+
+    def apart(self, other: "Spread") -> "Spread":
+        """Of the difference of a run of each: variances add, known no better than the worse known of them."""
+        known = [each.freedom for each in (self, other) if each.variance] or [self.freedom, other.freedom]
+        return Spread(self.variance + other.variance, min(known))
 
 
 def mean(runs: list[dict], metric: str) -> float:
@@ -107,15 +114,19 @@ def joined(sample: Sample, spread: Spread, folds: bool) -> float:
     return math.hypot(of_groups, of_seeds)
 
 
-def cells(recipes: dict[str, list[dict]], samples: dict[str, Sample]) -> dict[str, str]:
-    """Mean and half of the interval by recipe, in per cent. What is not trained has its own spread over seeds."""
+def spreads(recipes: dict[str, list[dict]], samples: dict[str, Sample]) -> dict[str, Spread]:
+    """By recipe: what is trained has one in common, what is not has its own."""
     folds = of_folds(next(iter(recipes.values())))
     trained = Spread.of([sample for name, sample in samples.items() if recipes[name][0]["steps"]], folds)
-    found = {}
-    for name, sample in samples.items():
-        spread = trained if recipes[name][0]["steps"] else Spread.of([sample], folds)
-        found[name] = f"{100 * sample[1].mean():.1f} ± {100 * joined(sample, spread, folds):.1f}"
-    return found
+    return {
+        name: trained if recipes[name][0]["steps"] else Spread.of([sample], folds)
+        for name, sample in samples.items()
+    }
+
+
+def cell(sample: Sample, spread: Spread, folds: bool) -> str:
+    """Mean and half of the interval, in per cent."""
+    return f"{100 * sample[1].mean():.1f} ± {100 * joined(sample, spread, folds):.1f}"
 
 
 def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
@@ -130,22 +141,32 @@ def table(lines: list[dict], ours: str) -> str:
         line["recipe"]: [other for other in lines if other["recipe"] == line["recipe"]] for line in lines
     }
     order = sorted(recipes, key=lambda name: -mean(recipes[name], "knn_accuracy"))
-    scores = [cells(recipes, {name: scored(recipes[name], metric) for name in order}) for metric in METRICS]
-    others = [name for name in order if name != ours and ours in recipes]
-    less = []
+    folds = of_folds(lines)
+    columns: list[dict[str, str]] = []  # of each metric, by recipe
+    less: dict[str, list[str]] = {name: [] for name in order}
     for metric in METRICS:
-        samples = {name: behind(recipes[ours], recipes[name], metric) for name in others}
-        less.append(cells(recipes, {name: sample for name, sample in samples.items() if sample}))
-    heads = ["recipe", "seeds", "steps", *METRICS.values(), "skill by gap", "rank", "behind", "catches up"]
+        samples = {name: scored(recipes[name], metric) for name in order}
+        spread = spreads(recipes, samples)
+        columns.append({name: cell(samples[name], spread[name], folds) for name in order})
+        for name in order if ours in recipes else []:
+            difference = behind(recipes[ours], recipes[name], metric) if name != ours else None
+            if difference:
+                less[name].append(cell(difference, spread[ours].apart(spread[name]), folds))
+    measured = [*METRICS.values(), *FORECAST.values()]
+    heads = ["recipe", "seeds", "steps", *measured, "rank", "behind", "catches up"]
     rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for name in order:
         runs = recipes[name]
         row = [name, str(len(runs)), f"{statistics.mean(run['steps'] for run in runs):.0f}"]
-        row += [column[name] for column in scores]
-        gaps = [metric for metric in runs[0]["scores"] if metric.startswith(SKILL)]
-        row.append(", ".join(f"{mean(runs, gap):.2f}" for gap in gaps))
+        row += [column[name] for column in columns]
+        for kind in FORECAST:
+            gaps = [
+                metric for metric in runs[0]["scores"]
+                if metric.startswith(f"{kind}_") and all(metric in run["scores"] for run in runs)
+            ]  # fmt: skip
+            row.append(", ".join(f"{mean(runs, gap):.2f}" for gap in gaps))
         row.append(f"{mean(runs, 'effective_rank'):.1f}")
-        row.append(", ".join(column[name] for column in less if name in column))
+        row.append(", ".join(less[name]))
         row.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
         rows.append("| " + " | ".join(row) + " |")
     return "\n".join(rows)

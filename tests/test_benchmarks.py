@@ -12,6 +12,7 @@ import torch
 
 from benchmarks import footage as videos
 from benchmarks import learning
+from benchmarks.objectives import VJEPA, blocks, parted
 from benchmarks.recipes import BASELINES, WORDS, build
 from benchmarks.scores import VIEWS, measure, right_by_group
 from benchmarks.tables import Spread, behind, joined, scored, table
@@ -55,6 +56,22 @@ def test_a_recipe_moves_the_whole_encoder_that_is_measured(name: str, footage: v
     assert same == (
         ["time"] if config.backbone.attention is Attention.per_frame else []
     )  # no time in a frame
+
+
+@pytest.mark.parametrize(("count", "share"), VJEPA.MASKS)
+def test_blocks_hide_rectangles_and_never_all(count: int, share: float) -> None:
+    torch.manual_seed(0)
+    for _ in range(20):
+        hides = blocks(64, 4, count, share)
+        assert hides.any(dim=1).all()
+        assert not hides.all(dim=1).any()
+        kept, hidden = parted(hides)
+        assert not hides.gather(1, kept).any()
+        assert hides.gather(1, hidden).all()
+        assert kept.shape[1] == (~hides).sum(dim=1).min()
+    (one,) = blocks(1, 8, 1, 0.25).view(1, 8, 8)
+    rows, columns = one.any(dim=1), one.any(dim=0)
+    assert torch.equal(one, rows[:, None] & columns)  # a rectangle
 
 
 def test_hard_videos_are_drawn_from_their_seed_and_drift() -> None:
@@ -110,6 +127,14 @@ def test_the_difference_of_two_recipes_is_taken_on_the_same_groups() -> None:
     assert values == [0.25]
     assert reaches > 0.1
     assert behind([ours], [other], "knn_accuracy") is None
+
+
+def test_a_difference_varies_as_both_do() -> None:
+    trained, fixed, untrained = Spread(0.02, 12), Spread(0.0, 2), Spread(0.01, 2)
+    assert trained.apart(trained) == pytest.approx((0.04, 12))
+    assert trained.apart(fixed) == pytest.approx((0.02, 12))
+    assert trained.apart(untrained) == pytest.approx((0.03, 2))
+    assert Spread(0.0, 0).apart(Spread(0.0, 0)) == (0.0, 0)
 
 
 def test_folds_have_groups_of_their_own() -> None:
