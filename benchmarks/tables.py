@@ -114,14 +114,10 @@ def joined(sample: Sample, spread: Spread, folds: bool) -> float:
     return math.hypot(of_groups, of_seeds)
 
 
-def spreads(recipes: dict[str, list[dict]], samples: dict[str, Sample]) -> dict[str, Spread]:
-    """By recipe: what is trained has one in common, what is not has its own."""
-    folds = of_folds(next(iter(recipes.values())))
-    trained = Spread.of([sample for name, sample in samples.items() if recipes[name][0]["steps"]], folds)
-    return {
-        name: trained if recipes[name][0]["steps"] else Spread.of([sample], folds)
-        for name, sample in samples.items()
-    }
+def spreads(samples: dict[str, Sample], trained: set[str], folds: bool) -> dict[str, Spread]:
+    """By recipe: those that are trained have one in common, the others each their own."""
+    common = Spread.of([samples[name] for name in samples if name in trained], folds)
+    return {name: common if name in trained else Spread.of([samples[name]], folds) for name in samples}
 
 
 def cell(sample: Sample, spread: Spread, folds: bool) -> str:
@@ -141,16 +137,16 @@ def table(lines: list[dict], ours: str) -> str:
         line["recipe"]: [other for other in lines if other["recipe"] == line["recipe"]] for line in lines
     }
     order = sorted(recipes, key=lambda name: -mean(recipes[name], "knn_accuracy"))
-    folds = of_folds(lines)
+    folds, trained = of_folds(lines), {line["recipe"] for line in lines if line["steps"]}
+    others = [name for name in order if name != ours and ours in recipes]
     columns: list[dict[str, str]] = []  # of each metric, by recipe
     less: dict[str, list[str]] = {name: [] for name in order}
     for metric in METRICS:
         samples = {name: scored(recipes[name], metric) for name in order}
-        spread = spreads(recipes, samples)
+        spread = spreads(samples, trained, folds)
         columns.append({name: cell(samples[name], spread[name], folds) for name in order})
-        for name in order if ours in recipes else []:
-            difference = behind(recipes[ours], recipes[name], metric) if name != ours else None
-            if difference:
+        for name in others:
+            if difference := behind(recipes[ours], recipes[name], metric):
                 less[name].append(cell(difference, spread[ours].apart(spread[name]), folds))
     measured = [*METRICS.values(), *FORECAST.values()]
     heads = ["recipe", "seeds", "steps", *measured, "rank", "behind", "catches up"]
