@@ -14,9 +14,9 @@ RECIPES: dict[str, list[str]] = {
         "loss={regression: mse, normalise_targets: false, contrast: 1.0, temperature: 0.1}", *FORECAST_ALONE,
         "teacher={momentum: 0.7, final_momentum: 0.7}", "optimizer.lr=1e-3",
     ],
-    # on the hard form, validation part: none of these learned more at our rate of 2e-3 (four minutes), none at a momentum
-    # of 0.99 or with a warm-up of 200 steps (ten minutes), and MoCo v3 more at our temperature than at its own of 0.2;
-    # VideoMAE and V-JEPA were tried so with the masks that they had before
+    # on the hard form, validation part: none of these learned clearly more at our rate of 2e-3, nor MoCo v3 at 5e-4 (four
+    # minutes), none at a momentum of 0.99 or with a warm-up of 200 steps (ten minutes), and MoCo v3 more at our
+    # temperature than at its own of 0.2; V-JEPA's momentum was tried with the masks that it had before
     **dict.fromkeys(ALTERNATIVES, ["optimizer.lr=1e-3"]),
     "with labels": ["optimizer.lr=1e-3", "data.augment.still=0"],  # a ceiling: the views too
     **{name: [] for name in BASELINES},
