@@ -148,10 +148,24 @@ class VJEPA(Masked):
         with torch.no_grad():
             wanted = normalise(self.teacher(clips).float())
         losses = []
-        for count, share in self.MASKS:
-            kept, hidden = map(self.tubes, parted(blocks(len(clips), self.side, count, share)))
+        for hides in self.masks(len(clips)):
+            kept, hidden = map(self.tubes, parted(hides))
             losses.append(F.l1_loss(self.wide(self.fill(clips, kept, hidden)), pick(wanted, hidden)))
         return torch.stack(losses).mean()
+
+    def masks(self, batch: int) -> list[Tensor]:
+        """Each bool [B, side * side], True where it hides."""
+        return [blocks(batch, self.side, count, share) for count, share in self.MASKS]
+
+
+class RandomPlaces(VJEPA):
+    """V-JEPA with one mask a clip, of random places: its blocks are coarse in the few places that a clip has here."""
+
+    SEEN = 0.25
+
+    def masks(self, batch: int) -> list[Tensor]:
+        places = self.side**2
+        return [torch.rand(batch, places).argsort(dim=1) >= max(1, round(self.SEEN * places))]
 
 
 def blocks(batch: int, side: int, count: int, share: float) -> Tensor:
@@ -236,4 +250,10 @@ def mlp(dim: int) -> nn.Sequential:
     return nn.Sequential(nn.Linear(dim, 4 * dim), nn.BatchNorm1d(4 * dim), nn.ReLU(), nn.Linear(4 * dim, dim))
 
 
-ALTERNATIVES = {"VideoMAE": VideoMAE, "V-JEPA": VJEPA, "MoCo v3": Instance, "BYOL": BYOL}
+ALTERNATIVES = {
+    "VideoMAE": VideoMAE,
+    "V-JEPA": VJEPA,
+    "V-JEPA, random places": RandomPlaces,
+    "MoCo v3": Instance,
+    "BYOL": BYOL,
+}
