@@ -6,13 +6,13 @@ the backbone at hand.
 """
 
 import copy
-import math
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from benchmarks.masks import blocks, parted, scattered
 from mofore.config import PretrainConfig
 from mofore.ema import update_teacher
 from mofore.losses import info_nce, normalise
@@ -121,9 +121,7 @@ class VideoMAE(Masked):
 
     def loss(self, batch: Batch, labels: Tensor) -> Tensor:
         clips = both(batch)
-        order = torch.rand(len(clips), self.side**2).argsort(dim=1)
-        seen = max(1, round((1 - self.MASKED) * self.side**2))
-        kept, hidden = self.tubes(order[:, :seen]), self.tubes(order[:, seen:])
+        kept, hidden = map(self.tubes, scattered(len(clips), self.side, 1 - self.MASKED))
         out = self.pixels(self.fill(clips, kept, hidden))
         clips = (clips - self.student.mean) / self.student.std
         tubelets = pick(to_tubelets(clips, self.student.t, self.student.p).flatten(1, 2), hidden)
@@ -148,14 +146,14 @@ class VJEPA(Masked):
         with torch.no_grad():
             wanted = normalise(self.teacher(clips).float())
         losses = []
-        for hides in self.masks(len(clips)):
-            kept, hidden = map(self.tubes, parted(hides))
+        for places in self.masks(len(clips)):
+            kept, hidden = map(self.tubes, places)
             losses.append(F.l1_loss(self.wide(self.fill(clips, kept, hidden)), pick(wanted, hidden)))
         return torch.stack(losses).mean()
 
-    def masks(self, batch: int) -> list[Tensor]:
-        """Each bool [B, side * side], True where it hides."""
-        return [blocks(batch, self.side, count, share) for count, share in self.MASKS]
+    def masks(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        """Of each, the places that are seen and those that are hidden."""
+        return [parted(blocks(batch, self.side, count, share)) for count, share in self.MASKS]
 
 
 class RandomPlaces(VJEPA):
@@ -163,41 +161,8 @@ class RandomPlaces(VJEPA):
 
     SEEN = 0.25
 
-    def masks(self, batch: int) -> list[Tensor]:
-        places = self.side**2
-        return [torch.rand(batch, places).argsort(dim=1) >= max(1, round(self.SEEN * places))]
-
-
-def blocks(batch: int, side: int, count: int, share: float) -> Tensor:
-    """bool [B, side * side]: what `count` rectangles of `share` of the area, anywhere, hide; never all of it.
-
-    As in the public code, a batch's rectangles have one size, drawn with an aspect of 0.75 to 1.5.
-    """
-    aspect = float(torch.empty(()).uniform_(0.75, 1.5))
-    height, width = (min(side, max(1, round(side * math.sqrt(share * of)))) for of in (aspect, 1 / aspect))
-    if height == width == side:
-        height -= 1
-    hides = torch.ones(batch, side * side, dtype=torch.bool)
-    while (whole := hides.all(dim=1)).any():
-        hides[whole] = rectangles(int(whole.sum()), side, count, height, width).flatten(1)
-    return hides
-
-
-def rectangles(batch: int, side: int, count: int, height: int, width: int) -> Tensor:
-    """bool [B, side, side]: within any of `count` rectangles."""
-    ranges = []
-    for length in (height, width):
-        first = torch.randint(side - length + 1, (batch, count, 1))
-        along = torch.arange(side)
-        ranges.append((along >= first) & (along < first + length))  # [B, count, side]
-    return (ranges[0].unsqueeze(3) & ranges[1].unsqueeze(2)).any(dim=1)
-
-
-def parted(hides: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [B, N] -> i64 [B, M] that are seen and i64 [B, H] that are hidden, as many as all of the batch have."""
-    seen, hidden = int((~hides).sum(dim=1).min()), int(hides.sum(dim=1).min())
-    order = (hides + 0.5 * torch.rand(hides.shape)).argsort(dim=1)  # what is seen comes first
-    return order[:, :seen].sort(dim=1).values, order[:, -hidden:].sort(dim=1).values
+    def masks(self, batch: int) -> list[tuple[Tensor, Tensor]]:
+        return [scattered(batch, self.side, self.SEEN)]
 
 
 class Instance(Objective):

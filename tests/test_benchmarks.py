@@ -12,7 +12,8 @@ import torch
 
 from benchmarks import footage as videos
 from benchmarks import learning
-from benchmarks.objectives import VJEPA, blocks, parted
+from benchmarks.masks import blocks, parted, scattered
+from benchmarks.objectives import VJEPA
 from benchmarks.recipes import BASELINES, WORDS, build
 from benchmarks.scores import VIEWS, measure, right_by_group
 from benchmarks.tables import Spread, behind, joined, scored, table
@@ -72,6 +73,15 @@ def test_blocks_hide_rectangles_and_never_all(count: int, share: float) -> None:
     (one,) = blocks(1, 8, 1, 0.25).view(1, 8, 8)
     rows, columns = one.any(dim=1), one.any(dim=0)
     assert torch.equal(one, rows[:, None] & columns)  # a rectangle
+
+
+@pytest.mark.parametrize(("share", "seen"), [(0.25, 4), (0.1, 2), (0.01, 1)])
+def test_scattered_places_are_all_places_once_and_not_the_same_for_all(share: float, seen: int) -> None:
+    torch.manual_seed(0)
+    kept, hidden = scattered(64, 4, share)
+    assert kept.shape == (64, seen)
+    assert torch.equal(torch.cat([kept, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(64, -1))
+    assert len(kept.sort(dim=1).values.unique(dim=0)) > 8
 
 
 def test_hard_videos_are_drawn_from_their_seed_and_drift() -> None:
