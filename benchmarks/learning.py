@@ -171,6 +171,9 @@ def main() -> int:
         return 1
     for line in lines:
         line["scores"], line["by_group"] = line["scores"][asked.part], line["by_group"].get(asked.part, {})
+    lines.sort(
+        key=lambda line: recipes.index(line["recipe"])
+    )  # a colour is that of a recipe in every picture
     print(table(lines, "ours"))
     if asked.picture:
         picture(lines, asked.picture)

@@ -1,8 +1,10 @@
 """Lines of benchmarks/results/learning.jsonl -> a table, and a picture of quality against time.
 
 An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
-squares. A few seeds tell little of their own spread, so the trained recipes of a table are taken to have one in common
-(the pooled variance of an analysis of variance); one seed tells nothing of it, and the interval is over textures alone.
+squares. A few seeds tell little of their own spread, so what they vary by is pooled over the trained recipes of a table,
+as a share of p (1 - p): a recipe of mean p near 0 or 1 can't vary by much (the dispersion of a quasi-binomial model,
+McCullagh and Nelder, "Generalized Linear Models", 1989, section 4.5). One seed tells nothing of it, and the interval is
+over textures alone.
 Where each seed is a fold with videos of its own, `Spread` and `joined` say what differs. `behind` is the difference to
 ours on the same textures, in kNN, R@1 and probe: the error over textures is that of the difference, that over seeds has
 the variance of both. Where it is above zero, ours is better beyond chance. `catches up` is when ours reaches what a
@@ -11,7 +13,6 @@ recipe has at its end, on the validation part, as the curves are.
 
 import math
 import statistics
-from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -43,24 +44,18 @@ class Spread(NamedTuple):
     """
 
     variance: float
-    freedom: int
-
-    @staticmethod
-    def of(samples: Iterable[Sample], folds: bool) -> "Spread":
-        """Pooled: the variance that the recipes of these samples have in common."""
-        parts = []
-        for reaches, values in samples:
-            if len(values) > 1:
-                of_groups = np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2) if folds else 0.0
-                parts.append((len(values) - 1, np.var(values, ddof=1) - of_groups))
-        freedom = sum(count for count, _ in parts)
-        total = sum(count * variance for count, variance in parts)
-        return Spread(max(0.0, float(total / freedom)) if freedom else 0.0, freedom)
+    freedom: float
 
     def apart(self, other: "Spread") -> "Spread":
-        """Of the difference of a run of each: variances add, known no better than the worse known of them."""
-        known = [each.freedom for each in (self, other) if each.variance] or [self.freedom, other.freedom]
-        return Spread(self.variance + other.variance, min(known))
+        """Of the difference of a run of each: variances add, their freedom is Welch's and Satterthwaite's. It is no more
+        than the better known has, for both may come of one pool.
+        """
+        known = [each for each in (self, other) if each.variance]
+        total = sum(each.variance for each in known)
+        if not total:
+            return Spread(0.0, min(self.freedom, other.freedom))
+        freedom = total**2 / sum(each.variance**2 / each.freedom for each in known)
+        return Spread(total, min(freedom, max(each.freedom for each in known)))
 
 
 def mean(runs: list[dict], metric: str) -> float:
@@ -115,9 +110,26 @@ def joined(sample: Sample, spread: Spread, folds: bool) -> float:
 
 
 def spreads(samples: dict[str, Sample], trained: set[str], folds: bool) -> dict[str, Spread]:
-    """By recipe: those that are trained have one in common, the others each their own."""
-    common = Spread.of([samples[name] for name in samples if name in trained], folds)
-    return {name: common if name in trained else Spread.of([samples[name]], folds) for name in samples}
+    """By recipe: dispersion * p (1 - p). Those that are trained have one dispersion in common, the others each their own."""
+    pools = [trained & samples.keys(), *({name} for name in samples if name not in trained)]
+    return {
+        name: spread
+        for pool in pools
+        for name, spread in pooled({name: samples[name] for name in pool}, folds).items()
+    }
+
+
+def pooled(samples: dict[str, Sample], folds: bool) -> dict[str, Spread]:
+    """By recipe, of one dispersion. A recipe whose runs are all at 0 or at 1 says nothing of it."""
+    scales = {name: values.mean() * (1 - values.mean()) for name, (_, values) in samples.items()}
+    freedom, total = 0, 0.0
+    for name, (reaches, values) in samples.items():
+        if len(values) > 1 and scales[name] > 0:
+            of_groups = np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2) if folds else 0.0
+            freedom += len(values) - 1
+            total += (len(values) - 1) * (np.var(values, ddof=1) - of_groups) / scales[name]
+    dispersion = max(0.0, total / freedom) if freedom else 0.0
+    return {name: Spread(float(dispersion * scale), freedom) for name, scale in scales.items()}
 
 
 def cell(sample: Sample, spread: Spread, folds: bool) -> str:

@@ -16,7 +16,7 @@ from benchmarks.masks import blocks, parted, scattered
 from benchmarks.objectives import VJEPA
 from benchmarks.recipes import BASELINES, WORDS, build
 from benchmarks.scores import VIEWS, measure, right_by_group
-from benchmarks.tables import Spread, behind, joined, scored, table
+from benchmarks.tables import Sample, Spread, behind, joined, scored, spreads, table
 from benchmarks.trainer import Trainer, cost, train
 from evaluation.features import Features
 from mofore.config import PretrainConfig, compose
@@ -104,25 +104,43 @@ def line(recipe: str, seed: int, value: float, steps: int = 10) -> dict:
             "by_group": {}, "curve": [[30, value / 2], [60, value]]}  # fmt: skip
 
 
+def alone(sample: Sample, folds: bool = False) -> Spread:
+    return spreads({"any": sample}, set(), folds)["any"]
+
+
 def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
-    alone = scored([line("ours", 0, 0.5)], "knn_accuracy")
-    assert joined(alone, Spread.of([alone], False), False) == pytest.approx(0.1)
+    one = scored([line("ours", 0, 0.5)], "knn_accuracy")
+    assert joined(one, alone(one), False) == pytest.approx(0.1)
     two = scored([line("ours", 0, 0.4), line("ours", 1, 0.6)], "knn_accuracy")
     t = 12.706  # of one degree of freedom, 97.5%
-    apart = Spread.of([two], False)
-    assert apart == pytest.approx((0.02, 1))
-    assert joined(two, apart, False) == pytest.approx(math.hypot(0.1, t * math.sqrt(0.02 / 2)), rel=1e-3)
+    assert alone(two) == pytest.approx((0.02, 1))
+    assert joined(two, alone(two), False) == pytest.approx(math.hypot(0.1, t * math.sqrt(0.02 / 2)), rel=1e-3)
 
 
-def test_recipes_have_one_spread_over_seeds_in_common() -> None:
-    """The mean of their variances, known better than any of them; a recipe of one seed takes it too."""
-    wide, narrow, alone = (
-        scored([line("any", seed, value) for seed, value in enumerate(values)], "knn_accuracy")
-        for values in ([0.4, 0.5, 0.6], [0.5, 0.5, 0.5], [0.5])
+def test_recipes_have_one_dispersion_over_seeds_in_common() -> None:
+    """The mean of their variances as shares of p (1 - p), known better than any of them; a recipe of one seed takes it
+    too. One that is at its end whatever the seed has nothing to vary by, and says nothing of how the others do.
+    """
+    seeds = {
+        "wide": [0.4, 0.5, 0.6],
+        "narrow": [0.2, 0.2, 0.2],
+        "one": [0.5],
+        "high": [0.9],
+        "end": [1.0, 1.0, 1.0],
+    }
+    samples = {
+        name: scored([line(name, seed, value) for seed, value in enumerate(values)], "knn_accuracy")
+        for name, values in seeds.items()
+    }  # fmt: skip
+    common = spreads(samples, set(samples), False)
+    assert common["wide"] == common["one"] == pytest.approx((0.005, 4))
+    assert common["narrow"] == pytest.approx((0.02 * 0.16, 4))
+    assert common["high"] == pytest.approx((0.02 * 0.09, 4))
+    assert common["end"] == pytest.approx((0.0, 4))
+    assert joined(samples["one"], common["one"], False) == pytest.approx(
+        math.hypot(0.1, 2.776 * math.sqrt(0.005)), rel=1e-3
     )
-    common = Spread.of([wide, narrow, alone], False)
-    assert common == pytest.approx((0.005, 4))
-    assert joined(alone, common, False) == pytest.approx(math.hypot(0.1, 2.776 * math.sqrt(0.005)), rel=1e-3)
+    assert spreads(samples, {"narrow", "end"}, False)["wide"] == pytest.approx((0.01, 2))
 
 
 def test_the_difference_of_two_recipes_is_taken_on_the_same_groups() -> None:
@@ -143,18 +161,18 @@ def test_a_difference_varies_as_both_do() -> None:
     trained, fixed, untrained = Spread(0.02, 12), Spread(0.0, 2), Spread(0.01, 2)
     assert trained.apart(trained) == pytest.approx((0.04, 12))
     assert trained.apart(fixed) == pytest.approx((0.02, 12))
-    assert trained.apart(untrained) == pytest.approx((0.03, 2))
+    assert trained.apart(untrained) == pytest.approx((0.03, 0.03**2 / (0.02**2 / 12 + 0.01**2 / 2)))
     assert Spread(0.0, 0).apart(Spread(0.0, 0)) == (0.0, 0)
 
 
 def test_folds_have_groups_of_their_own() -> None:
     """Equal folds halve the error of one with every four of them; what their spread exceeds it by is added."""
     equal, error = (np.full(4, 0.1), np.full(4, 0.5)), 0.1 / 1.96
-    assert joined(equal, Spread.of([equal], True), True) == pytest.approx(0.05)
-    assert joined(equal, Spread.of([equal], False), False) == pytest.approx(0.1)
+    assert joined(equal, alone(equal, True), True) == pytest.approx(0.05)
+    assert joined(equal, alone(equal), False) == pytest.approx(0.1)
     apart = np.full(4, 0.1), np.array([0.2, 0.4, 0.6, 0.8])
     beyond = math.sqrt(np.var(apart[1], ddof=1) - error**2)
-    reach = joined(apart, Spread.of([apart], True), True)
+    reach = joined(apart, alone(apart, True), True)
     assert reach == pytest.approx(math.hypot(0.05, 3.182 * beyond / 2), rel=1e-3)
     pairs = [line(name, fold, 0.5) | {"textures": 0} for name in ("ours", "weak") for fold in (0, 1)]
     for each, sizes in zip(pairs, ([4, 4], [2, 2, 2]) * 2, strict=True):
