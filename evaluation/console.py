@@ -23,11 +23,18 @@ def show(results: Path) -> None:
 def table(results: Sequence[Mapping[str, Any]]) -> Table:
     """Rows metrics, columns encoders, "value [low, high]"; under it the protocols and notes, by number."""
     laid = report_table.table(results)
-    printed = Table("metric", header_style="bold", caption_justify="left", caption_style="dim")
+    printed = Table(
+        header_style="bold", caption_justify="left", caption_style="dim", show_edge=False, pad_edge=False
+    )
+    # At 80 columns names break between words: of "different-video" and "different-class", cut short, nobody knows which
+    # is which.
+    names = ["metric", *(row.label for rows in laid.groups.values() for row in rows)]
+    longest = max(len(word) for name in names for word in name.split())
+    printed.add_column("metric", width=longest, overflow="fold")
     for encoder in laid.encoders:
-        printed.add_column(encoder, justify="right")
+        printed.add_column(encoder, justify="right", overflow="fold")
     printed.add_column("n", justify="right")
-    printed.add_column("protocol", justify="right", style="dim")
+    printed.add_column("note", justify="right", style="dim")
     for rows in laid.groups.values():
         for row in rows:
             cells = [_text(cell) for cell in row.cells]

@@ -3,14 +3,17 @@
 import itertools
 import json
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 from evaluation.console import table
 from evaluation.evaluate import evaluate
+from evaluation.table import describe
 from mofore.commit import CheckpointConfig
 from mofore.config import EvaluateConfig, PretrainConfig, write_config
 from mofore.data.dataset import DataConfig, EvaluationClips
@@ -204,3 +207,13 @@ def test_the_printed_table_has_a_row_a_metric_and_a_column_an_encoder(finished):
     printed = table(found)
     assert [str(column.header) for column in printed.columns[1:5]] == ENCODERS
     assert printed.row_count >= len({result["metric"] for result in found})
+
+
+def test_in_a_narrow_terminal_no_name_of_a_metric_is_cut_short(finished):
+    found = results_of(finished / "evaluation" / "results.json")["results"]
+    console = Console(width=80, file=StringIO())
+    console.print(table(found))
+    lines = console.file.getvalue().splitlines()
+    names = " ".join(" ".join(line.split("│")[0] for line in lines if "│" in line).split())
+    assert all(describe(result["metric"]).label in names for result in found)
+    assert max(map(len, lines)) <= 80
