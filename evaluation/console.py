@@ -30,7 +30,7 @@ def table(results: Sequence[Mapping[str, Any]]) -> Table:
     # is which.
     names = ["metric", *(row.label for rows in laid.groups.values() for row in rows)]
     longest = max(len(word) for name in names for word in name.split())
-    printed.add_column("metric", width=longest, overflow="fold")
+    printed.add_column("metric", width=longest)
     for encoder in laid.encoders:
         printed.add_column(encoder, justify="right", overflow="fold")
     printed.add_column("n", justify="right")
