@@ -22,13 +22,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks.campaign import KINDS, Campaign
+from benchmarks.fault_campaign import KINDS, Campaign
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.faults", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--faults", type=int, default=200, help="how many must have happened (default: 200)")
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.faults",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--faults", type=int, default=200, help="how many must have happened (default: 200)"
+    )
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--zero", type=int, default=2, help="ZeRO stage (default: 2)")
     parser.add_argument("--seed", type=int, default=0)
@@ -36,7 +41,9 @@ def main() -> int:
         "--only", nargs="+", choices=KINDS, metavar="KIND", default=KINDS, help="; ".join(KINDS)
     )
     options = parser.parse_args()
-    tqdm.set_lock(threading.RLock())  # else ranks share one with this process, and may die holding it
+    tqdm.set_lock(
+        threading.RLock()
+    )  # else ranks share one with this process, and may die holding it
     tqdm.monitor_interval = 0
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -47,7 +54,9 @@ def main() -> int:
             kinds = [kind for kind in options.only if campaign.mounted or kind != "read-only disk"]
             deck: list[str] = []
             with tqdm(total=options.faults, desc="faults", dynamic_ncols=True) as bar:
-                while (happened := campaign.done.total()) < options.faults and len(campaign.wrong) < 5:
+                while (happened := campaign.done.total()) < options.faults and len(
+                    campaign.wrong
+                ) < 5:
                     bar.update(happened - bar.n)
                     if not deck:  # every kind once, in an order drawn anew
                         deck = campaign.rng.sample(kinds, len(kinds))

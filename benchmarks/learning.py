@@ -27,16 +27,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from benchmarks import footage as videos
+from benchmarks import video_cache as videos
 from benchmarks.objectives import Forecasting, Objective
 from benchmarks.recipes import BASELINES, EXPERIMENTS, RECIPES, WORDS, build
 from benchmarks.scores import against, features, measure, recognised, right_by_group, skill
 from benchmarks.tables import picture, table
 from benchmarks.trainer import Trainer, cost, train
 from benchmarks.variants import VARIANTS
-from mofore.config import PretrainConfig, asdict_plain, compose
+from mofore.config import PretrainConfig, to_plain_dict, compose
 from mofore.errors import UserError
-from mofore.run import code_commit
+from mofore.run_folder import code_commit
 
 RESULTS = Path(__file__).parent / "results" / "learning.jsonl"
 STEPS_A_MINUTE = 500  # of ours (experiment=demo) on one core of an AMD EPYC at 2.6 GHz
@@ -59,8 +59,10 @@ def run(
     set_words = ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}"]
     reference = compose(PretrainConfig, set_words)
     config = compose(PretrainConfig, [*set_words, *WORDS[name], *words])
-    footage = videos.load(manifest, config.data, reference.data)  # the reference is timed on it too
-    classes = len(set(footage.labels))
+    video_cache = videos.load(
+        manifest, config.data, reference.data
+    )  # the reference is timed on it too
+    classes = len(set(video_cache.labels))
     steps, loss, price = 0, None, None
     curve: list[list[float]] = []  # [seconds, kNN on the validation part]
 
@@ -69,35 +71,55 @@ def run(
         return build(recipe, its, classes)
 
     if name not in BASELINES:
-        timed = [Trainer(fresh(recipe, its), its, footage, FAR, seed)
-                 for recipe, its in ((name, config), ("ours", reference))]  # fmt: skip
+        timed = [
+            Trainer(fresh(recipe, its), its, video_cache, FAR, seed)
+            for recipe, its in ((name, config), ("ours", reference))
+        ]
         price = cost(*timed)
         steps = max(1, round(minutes * STEPS_A_MINUTE / price))
     objective = fresh(name, config)
     encode = BASELINES.get(name) or objective.encoder.embed
 
     def look(step: int) -> float:
-        found = recognised(against(features(encode, footage, config, "validation"), "validation"))
+        found = recognised(
+            against(features(encode, video_cache, config, "validation"), "validation")
+        )
         accuracy = found["knn_accuracy"][0]
-        tell(f"{name}, seed {seed}, step {step} of {steps}: kNN {accuracy:.1%} of the validation part")
+        tell(
+            f"{name}, seed {seed}, step {step} of {steps}: kNN {accuracy:.1%} of the validation part"
+        )
         return accuracy
 
     if steps:
-        loss, curve = train(Trainer(objective, config, footage, steps, seed), minutes, look)
-    every = features(encode, footage, config, *PARTS)
+        loss, curve = train(Trainer(objective, config, video_cache, steps, seed), minutes, look)
+    every = features(encode, video_cache, config, *PARTS)
     seen = {part: against(every, part) for part in PARTS}
     scores = {part: measure(found) for part, found in seen.items()}
     if steps and type(objective) is Forecasting:
         scores = {
-            part: found | skill(objective.whole, footage, config, part) for part, found in scores.items()
+            part: found | skill(objective.whole, video_cache, config, part)
+            for part, found in scores.items()
         }
     if steps:
         curve.append([60 * minutes, scores["validation"]["knn_accuracy"][0]])
     config.data.manifest = form  # not where it lies on this machine
-    return {"recipe": name, "form": form, "textures": textures, "minutes": minutes, "seed": seed, "words": words,
-            "terms": asdict(VARIANTS[name]) if name in VARIANTS else None, "cost": price, "steps": steps, "loss": loss, "scores": scores,
-            "by_group": {part: right_by_group(found) for part, found in seen.items()}, "curve": curve, "commit": code_commit(),
-            "config": asdict_plain(config)}  # fmt: skip
+    return {
+        "recipe": name,
+        "form": form,
+        "textures": textures,
+        "minutes": minutes,
+        "seed": seed,
+        "words": words,
+        "terms": asdict(VARIANTS[name]) if name in VARIANTS else None,
+        "cost": price,
+        "steps": steps,
+        "loss": loss,
+        "scores": scores,
+        "by_group": {part: right_by_group(found) for part, found in seen.items()},
+        "curve": curve,
+        "commit": code_commit(),
+        "config": to_plain_dict(config),
+    }
 
 
 def stored(path: Path, fits: dict) -> list[dict]:
@@ -109,31 +131,64 @@ def stored(path: Path, fits: dict) -> list[dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.learning", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument(
-        "--form", default="easy", help="easy, hard, or the name that --manifest goes by in the results"
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.learning",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--manifest", type=Path, nargs="+", metavar="FILE",
-                        help="videos of your own, a manifest for each fold: seed 0 takes the first, and so on")  # fmt: skip
+    parser.add_argument(
+        "--form",
+        default="easy",
+        help="easy, hard, or the name that --manifest goes by in the results",
+    )
+    parser.add_argument(
+        "--manifest",
+        type=Path,
+        nargs="+",
+        metavar="FILE",
+        help="videos of your own, a manifest for each fold: seed 0 takes the first, and so on",
+    )
     parser.add_argument(
         "--textures", type=int, default=150, help="of the videos that are made (default: 150)"
     )
     parser.add_argument(
-        "--minutes", type=float, default=10.0, help="of each run, by the clock of ours (default: 10)"
+        "--minutes",
+        type=float,
+        default=10.0,
+        help="of each run, by the clock of ours (default: 10)",
     )
     parser.add_argument("--seeds", type=int, default=3, help="0, 1, ... (default: 3)")
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--recipes", nargs="+", choices=WORDS, metavar="NAME",
-                        help="ours, the alternatives, a ceiling with labels and baselines, unless named")  # fmt: skip
+    which.add_argument(
+        "--recipes",
+        nargs="+",
+        choices=WORDS,
+        metavar="NAME",
+        help="ours, the alternatives, a ceiling with labels and baselines, unless named",
+    )
     which.add_argument("--experiments", action="store_true", help="what was tried on ours instead")
-    parser.add_argument("--part", choices=PARTS, default="validation",
-                        help="that the table is of: test is read once, at the end (default: validation)")  # fmt: skip
-    parser.add_argument("--folder", default="demo/learning", help="for the videos (default: demo/learning)")
-    parser.add_argument("--cores", type=int, default=os.cpu_count(), help="runs at once (default: all)")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="FILE",
-                        help="lines are read from and added to (default: benchmarks/results/learning.jsonl)")  # fmt: skip
-    parser.add_argument("--show", action="store_true", help="what is in the results file, without any run")
+    parser.add_argument(
+        "--part",
+        choices=PARTS,
+        default="validation",
+        help="that the table is of: test is read once, at the end (default: validation)",
+    )
+    parser.add_argument(
+        "--folder", default="demo/learning", help="for the videos (default: demo/learning)"
+    )
+    parser.add_argument(
+        "--cores", type=int, default=os.cpu_count(), help="runs at once (default: all)"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=RESULTS,
+        metavar="FILE",
+        help="lines are read from and added to (default: benchmarks/results/learning.jsonl)",
+    )
+    parser.add_argument(
+        "--show", action="store_true", help="what is in the results file, without any run"
+    )
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw kNN against time too")
     parser.add_argument(
         "words",
@@ -156,7 +211,9 @@ def main() -> int:
         "words": asked.words,
     }
     there = {(line["recipe"], line["seed"]) for line in stored(asked.results, fits)}
-    missing = [(name, seed) for seed in range(asked.seeds) for name in recipes if (name, seed) not in there]
+    missing = [
+        (name, seed) for seed in range(asked.seeds) for name in recipes if (name, seed) not in there
+    ]
     if missing and not asked.show:
         folds = asked.manifest or [videos.make(asked.form, Path(asked.folder), asked.textures)]
         run_all(missing, asked, folds, fits)
@@ -170,7 +227,10 @@ def main() -> int:
         print(f"mofore: {asked.results} has no such run.", file=sys.stderr)
         return 1
     for line in lines:
-        line["scores"], line["by_group"] = line["scores"][asked.part], line["by_group"].get(asked.part, {})
+        line["scores"], line["by_group"] = (
+            line["scores"][asked.part],
+            line["by_group"].get(asked.part, {}),
+        )
     lines.sort(
         key=lambda line: recipes.index(line["recipe"])
     )  # a colour is that of a recipe in every picture
@@ -193,7 +253,9 @@ def run_all(
     ):
         looks = manager.Queue()
         waiting = {
-            pool.submit(run, name, seed=seed, manifest=folds[seed % len(folds)], tell=looks.put, **facts)
+            pool.submit(
+                run, name, seed=seed, manifest=folds[seed % len(folds)], tell=looks.put, **facts
+            )
             for name, seed in missing
         }
         while waiting:

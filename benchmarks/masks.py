@@ -1,4 +1,4 @@
-"""Which places of a frame a masked objective sees and which are hidden from it, drawn for each clip of a batch."""
+"""Spatial masks of the masked objectives: which patches of a frame are visible, for each clip."""
 
 import math
 
@@ -6,40 +6,50 @@ import torch
 from torch import Tensor
 
 
-def scattered(batch: int, side: int, share: float) -> tuple[Tensor, Tensor]:
-    """i64 [B, M] random places that are seen, `share` of all and at least one, and i64 [B, H] that are hidden."""
+def random_masks(batch: int, side: int, visible_ratio: float) -> tuple[Tensor, Tensor]:
+    """Random patches of a grid of side x side, drawn for each clip.
+
+    Returns visible i64 [B, M], `visible_ratio` of all patches and at least one, and masked
+    i64 [B, H].
+    """
     order = torch.rand(batch, side**2).argsort(dim=1)
-    seen = max(1, round(share * side**2))
-    return order[:, :seen], order[:, seen:]
+    visible = max(1, round(visible_ratio * side**2))
+    return order[:, :visible], order[:, visible:]
 
 
-def blocks(batch: int, side: int, count: int, share: float) -> Tensor:
-    """bool [B, side * side]: what `count` rectangles of `share` of the area, anywhere, hide; never all of it.
+def block_masks(batch: int, side: int, count: int, area: float) -> Tensor:
+    """bool [B, side * side]: masked by any of `count` rectangles of `area` of the frame.
 
-    As in the public code, a batch's rectangles have one size, drawn with an aspect of 0.75 to 1.5.
+    As in V-JEPA's public code, the rectangles of a batch share one size, drawn with an aspect
+    ratio of 0.75 to 1.5. At least one patch stays visible.
     """
     aspect = float(torch.empty(()).uniform_(0.75, 1.5))
-    height, width = (min(side, max(1, round(side * math.sqrt(share * of)))) for of in (aspect, 1 / aspect))
+    height, width = (
+        min(side, max(1, round(side * math.sqrt(area * ratio)))) for ratio in (aspect, 1 / aspect)
+    )
     if height == width == side:
         height -= 1
-    hides = torch.ones(batch, side * side, dtype=torch.bool)
-    while (whole := hides.all(dim=1)).any():
-        hides[whole] = rectangles(int(whole.sum()), side, count, height, width).flatten(1)
-    return hides
+    masked = torch.ones(batch, side * side, dtype=torch.bool)
+    while (full := masked.all(dim=1)).any():
+        masked[full] = _rectangles(int(full.sum()), side, count, height, width).flatten(1)
+    return masked
 
 
-def rectangles(batch: int, side: int, count: int, height: int, width: int) -> Tensor:
-    """bool [B, side, side]: within any of `count` rectangles."""
-    ranges = []
+def _rectangles(batch: int, side: int, count: int, height: int, width: int) -> Tensor:
+    """bool [B, side, side]: inside any of `count` rectangles."""
+    spans = []
     for length in (height, width):
-        first = torch.randint(side - length + 1, (batch, count, 1))
-        along = torch.arange(side)
-        ranges.append((along >= first) & (along < first + length))  # [B, count, side]
-    return (ranges[0].unsqueeze(3) & ranges[1].unsqueeze(2)).any(dim=1)
+        start = torch.randint(side - length + 1, (batch, count, 1))
+        index = torch.arange(side)
+        spans.append((index >= start) & (index < start + length))  # [B, count, side]
+    return (spans[0].unsqueeze(3) & spans[1].unsqueeze(2)).any(dim=1)
 
 
-def parted(hides: Tensor) -> tuple[Tensor, Tensor]:
-    """bool [B, N] -> i64 [B, M] that are seen and i64 [B, H] that are hidden, as many as all of the batch have."""
-    seen, hidden = int((~hides).sum(dim=1).min()), int(hides.sum(dim=1).min())
-    order = (hides + 0.5 * torch.rand(hides.shape)).argsort(dim=1)  # what is seen comes first
-    return order[:, :seen].sort(dim=1).values, order[:, -hidden:].sort(dim=1).values
+def mask_indices(masked: Tensor) -> tuple[Tensor, Tensor]:
+    """bool [B, N] -> indices of visible patches i64 [B, M] and of masked patches i64 [B, H].
+
+    M and H are the smallest numbers of the batch, so that the indices stack.
+    """
+    visible, hidden = int((~masked).sum(dim=1).min()), int(masked.sum(dim=1).min())
+    order = (masked + 0.5 * torch.rand(masked.shape)).argsort(dim=1)  # visible patches first
+    return order[:, :visible].sort(dim=1).values, order[:, -hidden:].sort(dim=1).values

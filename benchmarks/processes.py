@@ -11,7 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-PLACE = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")  # of this process among its ranks
+PLACE = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+)  # of this process among its ranks
 STATUS = Path("/proc/self/status")
 
 
@@ -41,9 +47,13 @@ def _read(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def told(module: str, *words: str, ranks: int = 0) -> dict[str, Any]:
+def as_user_error(module: str, *words: str, ranks: int = 0) -> dict[str, Any]:
     """The line of JSON that `python -m module words` prints; under torchrun where there are ranks."""
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"] if ranks else []
+    launcher = (
+        ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        if ranks
+        else []
+    )
     command = [sys.executable, *launcher, "-m", module, *words]
     own = {key: value for key, value in os.environ.items() if key not in PLACE}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=own)

@@ -23,8 +23,8 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from benchmarks.contenders import OTHERS, OURS, Step, build_step, config_of, look
-from benchmarks.processes import peak_of, told
+from benchmarks.baseline_steps import OTHERS, OURS, Step, build_step, config_of, look
+from benchmarks.processes import as_user_error, peak_of
 from mofore.config import PretrainConfig, compose
 
 SIDE = 1536  # of the matrices whose product gives the machine's rate
@@ -59,12 +59,15 @@ def memory(name: str, options: argparse.Namespace) -> None:
 
 
 def _memory(name: str, words: list[str], what: str = "bytes") -> float:
-    return told("benchmarks.step", "--memory", name, *words)[what] / 2**20
+    return as_user_error("benchmarks.step", "--memory", name, *words)[what] / 2**20
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.step", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.step",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--backbone", default="vit_small")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--size", type=int, default=112)
@@ -82,7 +85,9 @@ def main() -> int:
 
         names += OTHERS
     except ImportError:
-        print("transformers is not installed: V-JEPA 2 and VideoMAE are left out (pip install transformers)")
+        print(
+            "transformers is not installed: V-JEPA 2 and VideoMAE are left out (pip install transformers)"
+        )
     whole, saved = "ours, all tokens", "ours, all tokens, checkpointing"
     passes = f"passes of {whole}"
     steps, flops = {}, {}
@@ -104,26 +109,36 @@ def main() -> int:
         f"--{key}={getattr(options, key)}" for key in ("backbone", "frames", "size", "batch")
     ] + options.words
     vjepa = middle.get(OTHERS[0])
-    print(f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x {options.size}, "
-          f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product of {SIDE} x {SIDE}")  # fmt: skip
+    print(
+        f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x {options.size}, "
+        f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product of {SIDE} x {SIDE}"
+    )
     print(f"{'step':38} samples/s  TFLOP  of the rate  peak MB  x V-JEPA 2")
     for name in names:
         share = flops[name] / middle[name] / rate
         times = f"{vjepa / middle[name]:10.2f}" if vjepa else ""
-        print(f"{name:38} {options.batch / middle[name]:9.2f}  {flops[name] / 1e12:5.2f}  {100 * share:10.0f}%"
-              f"  {_memory(name, words):7.0f}  {times}")  # fmt: skip
-    print(f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
-          f"agreement), for {whole!r}")  # fmt: skip
+        print(
+            f"{name:38} {options.batch / middle[name]:9.2f}  {flops[name] / 1e12:5.2f}  {100 * share:10.0f}%"
+            f"  {_memory(name, words):7.0f}  {times}"
+        )
+    print(
+        f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
+        f"agreement), for {whole!r}"
+    )
     step = look(config_of(options, options.words))
     took_look, plan = seconds(step), compose(PretrainConfig, ["data.manifest=none"])
     whole_step = middle["ours, default recipe"] * plan.global_batch / options.batch
-    print(f"a look for collapse takes {took_look:.2f} s: {100 * took_look / (plan.watch.every * whole_step):.2f}% of the time, "
-          f"every {plan.watch.every} steps of {plan.global_batch} videos")  # fmt: skip
+    print(
+        f"a look for collapse takes {took_look:.2f} s: {100 * took_look / (plan.collapse.every * whole_step):.2f}% of the time, "
+        f"every {plan.collapse.every} steps of {plan.global_batch} videos"
+    )
     peaks = [_memory(f"passes of {name}", words) for name in (whole, saved)]
     kept = [_memory(f"forward of {name}", words, "kept") for name in (whole, saved)]
-    print(f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer; activations that "
-          f"wait for backward: {kept[1]:.0f} MB instead of {kept[0]:.0f}, {kept[0] / kept[1]:.1f} times less; the peak of both "
-          f"passes: {peaks[1]:.0f} MB instead of {peaks[0]:.0f}, {peaks[0] / peaks[1]:.1f} times less")  # fmt: skip
+    print(
+        f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer; activations that "
+        f"wait for backward: {kept[1]:.0f} MB instead of {kept[0]:.0f}, {kept[0] / kept[1]:.1f} times less; the peak of both "
+        f"passes: {peaks[1]:.0f} MB instead of {peaks[0]:.0f}, {peaks[0] / peaks[1]:.1f} times less"
+    )
     return 0
 
 

@@ -1,207 +1,169 @@
-"""Lines of benchmarks/results/learning.jsonl -> a table, and a picture of quality against time.
+"""Lines of benchmarks/results/*.jsonl -> a markdown table, and a plot of quality against time.
 
-An interval is of the mean over seeds: the error over textures, which all seeds share, and that over seeds, added in
-squares. A few seeds tell little of their own spread, so what they vary by is pooled over the trained recipes of a table,
-as a share of p (1 - p): a recipe of mean p near 0 or 1 can't vary by much (the dispersion of a quasi-binomial model,
-McCullagh and Nelder, "Generalized Linear Models", 1989, section 4.5). One seed tells nothing of it, and the interval is
-over textures alone.
-Where each seed is a fold with videos of its own, `Spread` and `joined` say what differs. `behind` is the difference to
-ours on the same textures, in kNN, R@1 and probe: the error over textures is that of the difference, that over seeds has
-the variance of both. Where it is above zero, ours is better beyond chance. `catches up` is when ours reaches what a
-recipe has at its end, on the validation part, as the curves are.
+Intervals are those of `benchmarks.seed_intervals`. "Δ to MoFore" is MoFore minus the recipe, in
+kNN, R@1 and probe, paired by group; if its interval lies above zero, MoFore is significantly
+better. "time to match" is the time at which MoFore's kNN reaches the recipe's final kNN, on the
+validation split.
 """
 
-import math
 import statistics
 from pathlib import Path
-from typing import NamedTuple
 
 import matplotlib
 import numpy as np
 
+from benchmarks.seed_intervals import (
+    Sample,
+    SeedVariance,
+    half_width,
+    half_width_over_groups,
+    seed_variances,
+)
+
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from scipy import stats
-
-from evaluation.intervals import Bootstrap
 
 METRICS = {
     "knn_accuracy": "kNN",
     "retrieval_r1": "R@1",
     "linear_probe_accuracy": "probe",
-    "time_sense": "time sense",
+    "clip_order_accuracy": "clip order",
 }
-FORECAST = {"skill": "skill by gap", "r2": "R² by gap"}
-LEVEL = 0.975  # of a normal or t distribution: both tails leave 95%
-
-# Of n runs: halves of their intervals over groups, and values, each f64 [n].
-Sample = tuple[np.ndarray, np.ndarray]
+FORECAST_METRICS = {"skill": "skill by gap", "r2": "R² by gap"}
+DELTA, TIME_TO_MATCH = "Δ to {}", "time to match"
 
 
-class Spread(NamedTuple):
-    """Over seeds: a variance, and how many degrees of freedom it was estimated with. Of folds, whose values also differ
-    as their groups do, it is what exceeds that.
-    """
-
-    variance: float
-    freedom: float
-
-    def apart(self, other: "Spread") -> "Spread":
-        """Of the difference of a run of each: variances add, their freedom is Welch's and Satterthwaite's. It is no more
-        than the better known has, for both may come of one pool.
-        """
-        known = [each for each in (self, other) if each.variance]
-        total = sum(each.variance for each in known)
-        if not total:
-            return Spread(0.0, min(self.freedom, other.freedom))
-        freedom = total**2 / sum(each.variance**2 / each.freedom for each in known)
-        return Spread(total, min(freedom, max(each.freedom for each in known)))
-
-
-def mean(runs: list[dict], metric: str) -> float:
+def mean_score(runs: list[dict], metric: str) -> float:
+    """Mean over seeds."""
     return statistics.mean(run["scores"][metric][0] for run in runs)
 
 
-def scored(runs: list[dict], metric: str) -> Sample:
+def read_sample(runs: list[dict], metric: str) -> Sample:
+    """Half-widths over groups and values of a metric."""
     values, low, high = np.array([run["scores"][metric] for run in runs]).T
     return (high - low) / 2, values
 
 
-def behind(ours: list[dict], runs: list[dict], metric: str) -> Sample | None:
-    """Ours less `runs`, of the seeds that both have; None where none has right answers by group."""
+def paired_difference(reference: list[dict], runs: list[dict], metric: str) -> Sample | None:
+    """The reference minus `runs`, on the seeds that both have; None without counts by group."""
     pairs = [
-        (one["by_group"], other["by_group"]) for one in ours for other in runs
-        if one["seed"] == other["seed"] and metric in one["by_group"] and metric in other["by_group"]
-    ]  # fmt: skip
+        (one["correct_by_group"], other["correct_by_group"])
+        for one in reference
+        for other in runs
+        if one["seed"] == other["seed"]
+        and metric in one["correct_by_group"]
+        and metric in other["correct_by_group"]
+    ]
     if not pairs:
         return None
-    more = [np.subtract(one[metric], other[metric]) for one, other in pairs]  # of each group
+    gains = [np.subtract(one[metric], other[metric]) for one, other in pairs]  # [G] each
     videos = [np.array(one["videos"]) for one, _ in pairs]
-    values = np.array([each.sum() / count.sum() for each, count in zip(more, videos, strict=True)])
-    if of_folds(ours):
-        return np.array([reach_of(each, count) for each, count in zip(more, videos, strict=True)]), values
-    return np.repeat(reach_of(np.mean(more, axis=0), videos[0]), len(pairs)), values
+    values = np.array([gain.sum() / count.sum() for gain, count in zip(gains, videos, strict=True)])
+    if are_folds(reference):
+        half_widths = map(half_width_over_groups, gains, videos)
+        return np.array(list(half_widths)), values
+    shared = half_width_over_groups(np.mean(gains, axis=0), videos[0])
+    return np.repeat(shared, len(pairs)), values
 
 
-def of_folds(runs: list[dict]) -> bool:
-    """Whether each seed has groups of its own: videos that were not made here, a manifest a fold."""
+def are_folds(runs: list[dict]) -> bool:
+    """Whether every seed has videos of its own: a dataset given by a manifest for each fold."""
     return runs[0]["textures"] == 0
 
 
-def reach_of(more: np.ndarray, videos: np.ndarray) -> float:
-    """Half of the 95% interval of sum(more) / sum(videos), each f64 [G], over groups."""
-    draws = Bootstrap(np.arange(len(videos)), 1000, 0).draws
-    low, high = np.percentile((draws @ more) / (draws @ videos), [100 * (1 - LEVEL), 100 * LEVEL])
-    return (high - low) / 2
+def format_percent(sample: Sample, variance: SeedVariance, folds: bool) -> str:
+    """Mean and half-width, in per cent."""
+    return f"{100 * sample[1].mean():.1f} ± {100 * half_width(sample, variance, folds):.1f}"
 
 
-def joined(sample: Sample, spread: Spread, folds: bool) -> float:
-    """Half of the 95% interval of the mean of runs.
-
-    Seeds on the same groups share the error over them. Folds have groups of their own, so that error is less for
-    their mean.
-    """
-    reaches, values = sample
-    of_groups = math.hypot(*reaches) / len(values) if folds else float(reaches.mean())
-    if not spread.freedom:
-        return of_groups
-    of_seeds = stats.t.ppf(LEVEL, spread.freedom) * math.sqrt(spread.variance / len(values))
-    return math.hypot(of_groups, of_seeds)
-
-
-def spreads(samples: dict[str, Sample], trained: set[str], folds: bool) -> dict[str, Spread]:
-    """By recipe: dispersion * p (1 - p). Those that are trained have one dispersion in common, the others each their own."""
-    pools = [trained & samples.keys(), *({name} for name in samples if name not in trained)]
-    return {
-        name: spread
-        for pool in pools
-        for name, spread in pooled({name: samples[name] for name in pool}, folds).items()
-    }
-
-
-def pooled(samples: dict[str, Sample], folds: bool) -> dict[str, Spread]:
-    """By recipe, of one dispersion. A recipe whose runs are all at 0 or at 1 says nothing of it."""
-    scales = {name: values.mean() * (1 - values.mean()) for name, (_, values) in samples.items()}
-    freedom, total = 0, 0.0
-    for name, (reaches, values) in samples.items():
-        if len(values) > 1 and scales[name] > 0:
-            of_groups = np.mean((reaches / stats.norm.ppf(LEVEL)) ** 2) if folds else 0.0
-            freedom += len(values) - 1
-            total += (len(values) - 1) * (np.var(values, ddof=1) - of_groups) / scales[name]
-    dispersion = max(0.0, total / freedom) if freedom else 0.0
-    return {name: Spread(float(dispersion * scale), freedom) for name, scale in scales.items()}
-
-
-def cell(sample: Sample, spread: Spread, folds: bool) -> str:
-    """Mean and half of the interval, in per cent."""
-    return f"{100 * sample[1].mean():.1f} ± {100 * joined(sample, spread, folds):.1f}"
-
-
-def curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds f64 [n] and kNN f64 [n] on the validation part, means over seeds; the last point is the end."""
+def learning_curve(runs: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds f64 [n] and validation kNN f64 [n], means over seeds; the last point is the end."""
     seconds, values = np.array([run["curve"] for run in runs]).mean(axis=0).T
     return seconds, values
 
 
-def table(lines: list[dict], ours: str) -> str:
-    """GitHub markdown, the best kNN first."""
-    recipes = {
-        line["recipe"]: [other for other in lines if other["recipe"] == line["recipe"]] for line in lines
+def build_table(lines: list[dict], reference: str) -> str:
+    """GitHub markdown, best kNN first. Columns without any value are left out."""
+    recipes: dict[str, list[dict]] = {}
+    for line in lines:
+        recipes.setdefault(line["recipe"], []).append(line)
+    order = sorted(recipes, key=lambda name: -mean_score(recipes[name], "knn_accuracy"))
+    columns = {
+        "recipe": {name: name for name in order},
+        "seeds": {name: str(len(recipes[name])) for name in order},
+        "steps": {
+            name: f"{statistics.mean(run['steps'] for run in recipes[name]):.0f}" for name in order
+        },
+        **_score_columns(recipes, reference),
     }
-    order = sorted(recipes, key=lambda name: -mean(recipes[name], "knn_accuracy"))
-    folds, trained = of_folds(lines), {line["recipe"] for line in lines if line["steps"]}
-    others = [name for name in order if name != ours and ours in recipes]
-    columns: list[dict[str, str]] = []  # of each metric, by recipe
-    less: dict[str, list[str]] = {name: [] for name in order}
-    for metric in METRICS:
-        samples = {name: scored(recipes[name], metric) for name in order}
-        spread = spreads(samples, trained, folds)
-        columns.append({name: cell(samples[name], spread[name], folds) for name in order})
+    columns = {head: cells for head, cells in columns.items() if any(cells.values())}
+    rows = [list(columns), *([cells.get(name, "") for cells in columns.values()] for name in order)]
+    text = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([text[0], "|" + "---|" * len(columns), *text[1:]])
+
+
+def _score_columns(recipes: dict[str, list[dict]], reference: str) -> dict[str, dict[str, str]]:
+    """Cells by column and recipe."""
+    lines = [run for runs in recipes.values() for run in runs]
+    folds, trained = are_folds(lines), {line["recipe"] for line in lines if line["steps"]}
+    others = [name for name in recipes if name != reference and reference in recipes]
+    columns: dict[str, dict[str, str]] = {}
+    differences: dict[str, list[str]] = {name: [] for name in others}
+    for metric, head in METRICS.items():
+        samples = {name: read_sample(runs, metric) for name, runs in recipes.items()}
+        variances = seed_variances(samples, trained, folds)
+        columns[head] = {
+            name: format_percent(samples[name], variances[name], folds) for name in recipes
+        }
         for name in others:
-            if difference := behind(recipes[ours], recipes[name], metric):
-                less[name].append(cell(difference, spread[ours].apart(spread[name]), folds))
-    measured = [*METRICS.values(), *FORECAST.values()]
-    heads = ["recipe", "seeds", "steps", *measured, "rank", "behind", "catches up"]
-    rows = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
-    for name in order:
-        runs = recipes[name]
-        row = [name, str(len(runs)), f"{statistics.mean(run['steps'] for run in runs):.0f}"]
-        row += [column[name] for column in columns]
-        for kind in FORECAST:
-            gaps = [
-                metric for metric in runs[0]["scores"]
-                if metric.startswith(f"{kind}_") and all(metric in run["scores"] for run in runs)
-            ]  # fmt: skip
-            row.append(", ".join(f"{mean(runs, gap):.2f}" for gap in gaps))
-        row.append(f"{mean(runs, 'effective_rank'):.1f}")
-        row.append(", ".join(less[name]))
-        row.append(_caught(recipes.get(ours, []), runs) if name != ours and runs[0]["steps"] else "")
-        rows.append("| " + " | ".join(row) + " |")
-    return "\n".join(rows)
+            if difference := paired_difference(recipes[reference], recipes[name], metric):
+                variance = variances[reference].plus(variances[name])
+                differences[name].append(format_percent(difference, variance, folds))
+    for kind, head in FORECAST_METRICS.items():
+        columns[head] = {name: _scores_by_gap(runs, kind) for name, runs in recipes.items()}
+    columns["rank"] = {
+        name: f"{mean_score(runs, 'effective_rank'):.1f}" for name, runs in recipes.items()
+    }
+    columns[DELTA.format(reference)] = {name: ", ".join(differences[name]) for name in others}
+    columns[TIME_TO_MATCH] = {
+        name: time_to_match(recipes[reference], recipes[name])
+        for name in others
+        if recipes[name][0]["steps"]
+    }
+    return columns
 
 
-def _caught(ours: list[dict], runs: list[dict]) -> str:
-    if not ours:
-        return ""
-    seconds, values = curve(ours)
-    reached = np.flatnonzero(values >= curve(runs)[1][-1])
+def _scores_by_gap(runs: list[dict], kind: str) -> str:
+    """Means over seeds at each gap, if every run has them."""
+    gaps = [metric for metric in runs[0]["scores"] if metric.startswith(f"{kind}_")]
+    gaps = [metric for metric in gaps if all(metric in run["scores"] for run in runs)]
+    return ", ".join(f"{mean_score(runs, gap):.2f}" for gap in gaps)
+
+
+def time_to_match(reference: list[dict], runs: list[dict]) -> str:
+    """When the reference's kNN first reaches the final kNN of `runs`."""
+    seconds, values = learning_curve(reference)
+    reached = np.flatnonzero(values >= learning_curve(runs)[1][-1])
     return f"{seconds[reached[0]] / 60:.1f} min" if len(reached) else "never"
 
 
-def picture(lines: list[dict], path: Path) -> None:
-    """kNN of every recipe while it trains; what does not train is a dotted line."""
+def draw_plot(lines: list[dict], path: Path) -> None:
+    """kNN of every recipe during training; recipes without training are dotted lines."""
     figure, axes = plt.subplots(figsize=(9, 5), layout="constrained")
     for name in dict.fromkeys(line["recipe"] for line in lines):
         runs = [line for line in lines if line["recipe"] == name]
         if not runs[0]["steps"]:
-            level = 100 * mean(runs, "knn_accuracy")
+            level = 100 * mean_score(runs, "knn_accuracy")
             axes.axhline(level, color="grey", ls=":", lw=1)
             axes.annotate(name, (0.3, level), fontsize=8, color="grey", va="bottom")
             continue
-        seconds, values = curve(runs)
+        seconds, values = learning_curve(runs)
         axes.plot(seconds / 60, 100 * values, marker="o", ms=3, label=name)
     axes.set(
-        xlabel="minutes of training on one core", ylabel="kNN accuracy, %", xlim=(0, None), ylim=(0, 101)
+        xlabel="minutes of training on one core (normalised)",
+        ylabel="kNN accuracy, %",
+        xlim=(0, None),
+        ylim=(0, 101),
     )
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

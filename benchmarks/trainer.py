@@ -1,4 +1,4 @@
-"""A recipe's steps, what one costs beside another's, and all of them with looks at the encoder between."""
+"""The training steps of one recipe, timed beside another recipe's, and the learning curve."""
 
 import statistics
 import time
@@ -7,68 +7,89 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from benchmarks import footage as videos
-from benchmarks.footage import Footage
 from benchmarks.objectives import Objective
+from benchmarks.video_cache import VideoCache, sample_batches
 from mofore.config import PretrainConfig
 from mofore.errors import UserError
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.schedules import learning_rate, teacher_momentum
 
-WARMUP, ROUNDS = 5, 40  # steps of each before its cost is timed, and while it is
-LOOKS = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)  # of the steps: where the curves have points; the end is one more
+WARMUP_STEPS, TIMED_STEPS = 5, 40
+# Shares of the steps after which the encoder is evaluated for the curve; the end is one more point.
+EVALUATE_AT = (0.1, 0.2, 0.35, 0.5, 0.7, 0.85)
 
 
-class Trainer:
-    """One recipe's steps. Rates and momenta end with the last of `steps`."""
+class RecipeTrainer:
+    """One recipe. The schedules of learning rate and momentum end at `steps`.
+
+    Raises UserError if the train split is smaller than a batch.
+    """
 
     def __init__(
-        self, objective: Objective, config: PretrainConfig, footage: Footage, steps: int, seed: int
+        self,
+        objective: Objective,
+        config: PretrainConfig,
+        cache: VideoCache,
+        steps: int,
+        seed: int,
     ) -> None:
         self.objective, self.steps = objective, steps
-        self.rates, self.teacher = config.optimizer, config.teacher
-        self.codes = np.unique(footage.labels, return_inverse=True)[1]
-        rows = footage.rows("train")
-        if len(rows) < config.global_batch:
+        self.optimizer_config, self.teacher_config = config.optimizer, config.teacher
+        self.classes = np.unique(cache.labels, return_inverse=True)[1]
+        rows, batch = cache.rows("train"), config.global_batch
+        if len(rows) < batch:
             raise UserError(
-                f"{len(rows)} videos to train on do not fill a batch: give global_batch={len(rows)} or less."
+                f"global_batch={batch} exceeds the {len(rows)} train videos: "
+                f"give global_batch={len(rows)} or less."
             )
-        self.source = videos.batches(footage, rows, config.data, config.global_batch, seed, config.tokens)
-        groups = parameter_groups(objective, self.rates.weight_decay)
-        self.optimizer = build_optimizer(groups, self.rates)
+        self.batches = sample_batches(cache, rows, config.data, batch, seed, config.tokens)
+        groups = parameter_groups(objective, config.optimizer.weight_decay)
+        self.optimizer = build_optimizer(groups, config.optimizer)
 
     def step(self, number: int) -> float:
-        rates, objective = self.rates, self.objective
+        """Make step `number`, counted from 0, and return its loss."""
+        config, objective = self.optimizer_config, self.objective
+        lr = learning_rate(number, self.steps, config.warmup_steps, config.lr, config.final_lr)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(number, self.steps, rates.warmup, rates.lr, rates.final_lr)
-        batch = next(self.source)
-        loss = objective.loss(batch, torch.from_numpy(self.codes[batch.rows.numpy()]))
+            group["lr"] = lr
+        batch = next(self.batches)
+        loss = objective.loss(batch, torch.from_numpy(self.classes[batch.rows.numpy()]))
         self.optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(objective.parameters(), rates.clip or float("inf"))
+        torch.nn.utils.clip_grad_norm_(objective.parameters(), config.clip_grad or float("inf"))
         self.optimizer.step()
-        objective.after(teacher_momentum(number, self.steps, *self.teacher.ends))
+        start, end = self.teacher_config.momentum, self.teacher_config.final_momentum
+        objective.update_ema(teacher_momentum(number, self.steps, start, end))
         return float(loss.detach())
 
 
-def cost(one: Trainer, other: Trainer) -> float:
-    """Time of a step of one / of the other: medians of steps that were made in turn. Both are trained by it."""
-    times: dict[Trainer, list[float]] = {one: [], other: []}
-    for number in range(WARMUP + ROUNDS):
-        for each, spent in times.items():
-            begin = time.process_time()
-            each.step(number)
-            spent.append(time.process_time() - begin)
-    medians = [statistics.median(spent[WARMUP:]) for spent in times.values()]
+def relative_step_cost(one: RecipeTrainer, reference: RecipeTrainer) -> float:
+    """CPU time of a step of `one` / of the reference: medians of alternating steps.
+
+    Both are trained by it, so neither can be used for a run afterwards.
+    """
+    times: dict[RecipeTrainer, list[float]] = {one: [], reference: []}
+    for number in range(WARMUP_STEPS + TIMED_STEPS):
+        for trainer, spent in times.items():
+            start = time.process_time()
+            trainer.step(number)
+            spent.append(time.process_time() - start)
+    medians = [statistics.median(spent[WARMUP_STEPS:]) for spent in times.values()]
     return medians[0] / medians[1]
 
 
-def train(trainer: Trainer, minutes: float, look: Callable[[int], float]) -> tuple[float, list[list[float]]]:
-    """All steps. Returns the mean of the last losses, and the curve: [seconds, what a look after so many steps found]."""
+def train(
+    trainer: RecipeTrainer, minutes: float, evaluate: Callable[[int], float]
+) -> tuple[float, list[list[float]]]:
+    """Make all steps. Returns the mean of the last 50 losses, and the curve.
+
+    evaluate: score after so many steps. Curve: [normalised seconds, score] at EVALUATE_AT.
+    """
     losses, curve = [], []
-    marks = {max(1, round(share * trainer.steps)): share for share in LOOKS}
+    points = {max(1, round(share * trainer.steps)): share for share in EVALUATE_AT}
     for number in range(trainer.steps):
         losses.append(trainer.step(number))
-        if number + 1 in marks:
-            curve.append([round(60 * minutes * marks[number + 1], 1), look(number + 1)])
+        if number + 1 in points:
+            seconds = round(60 * minutes * points[number + 1], 1)
+            curve.append([seconds, evaluate(number + 1)])
     return statistics.mean(losses[-50:]), curve

@@ -8,10 +8,10 @@ import argparse
 import json
 import sys
 
-from benchmarks.processes import told
+from benchmarks.processes import as_user_error
 from mofore.config import PretrainConfig, compose
-from mofore.distributed import gather_objects, rank, world
-from mofore.engine import MOMENTS, start_ranks
+from mofore.parallel.collectives import all_gather_objects, get_rank, get_world_size
+from mofore.parallel.engine import MOMENTS, start_ranks
 from mofore.resume import build
 
 SIZE = ("backbone=vit_tiny", "data.frames=4", "data.size=64", "data.targets=1", "global_batch=4")
@@ -19,20 +19,24 @@ SIZE = ("backbone=vit_tiny", "data.frames=4", "data.size=64", "data.targets=1", 
 
 def measure(zero: int, words: list[str]) -> None:
     """Run under torchrun: print the bytes of this stage, largest and smallest rank."""
-    config = compose(PretrainConfig, [*SIZE, "data.manifest=none", f"engine.zero={zero}", *words])
+    config = compose(
+        PretrainConfig, [*SIZE, "data.manifest=none", f"engine.zero_stage={zero}", *words]
+    )
     engine = build(config, None, start_ranks(600))
     inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
     held = sum(state[key].nbytes for state in inner.state.values() for key in MOMENTS)
     trained = sum(
-        getattr(parameter, "ds_numel", parameter.numel()) for parameter in engine.module.parameters() if parameter.requires_grad
-    )  # fmt: skip
-    all_held = gather_objects(held)
-    if rank() == 0:
+        getattr(parameter, "ds_numel", parameter.numel())
+        for parameter in engine.module.parameters()
+        if parameter.requires_grad
+    )
+    all_held = all_gather_objects(held)
+    if get_rank() == 0:
         print(
             json.dumps(
                 {
                     "zero": zero,
-                    "ranks": world(),
+                    "ranks": get_world_size(),
                     "most": max(all_held),
                     "least": min(all_held),
                     "trained": trained,
@@ -42,8 +46,11 @@ def measure(zero: int, words: list[str]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser("python -m benchmarks.zero", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.zero",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
     parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`")
@@ -55,11 +62,15 @@ def main() -> int:
     worst = 0.0
     for zero in range(4):
         for ranks in options.ranks:
-            facts = told("benchmarks.zero", "--stage", str(zero), *options.words, ranks=ranks)
+            facts = as_user_error(
+                "benchmarks.zero", "--stage", str(zero), *options.words, ranks=ranks
+            )
             theory = 8 * facts["trained"] / (ranks if zero else 1)
             worst = max(worst, abs(facts["most"] / theory - 1))
-            print(f"{zero:5}  {ranks:5}  {facts['least'] / 1e6:10.2f} {facts['most'] / 1e6:10.2f}  {theory / 1e6:9.2f}"
-                  f"  {facts['most'] / theory:9.3f}")  # fmt: skip
+            print(
+                f"{zero:5}  {ranks:5}  {facts['least'] / 1e6:10.2f} {facts['most'] / 1e6:10.2f}  {theory / 1e6:9.2f}"
+                f"  {facts['most'] / theory:9.3f}"
+            )
     print(f"farthest from theory: {100 * worst:.1f}%")
     return 0
 

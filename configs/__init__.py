@@ -1,1 +1,2 @@
-"""The YAML that hydra composes; found through this package, so that an installed MoFore has it too."""
+"""The YAML that hydra composes; found through this package, so that an installed MoFore has it too.
+"""

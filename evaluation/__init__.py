@@ -1,6 +1,7 @@
-"""A frozen encoder in, numbers with their intervals out.
+"""Evaluation of a frozen encoder.
 
-`features` decodes every video once and embeds it with each encoder; `splits` says which videos are train and
-which test; `recognition`, `retrieval`, `stability` and `forecasting` are pure functions over those features;
-`intervals` says how far each number can be trusted; `evaluate` puts them together and writes results.json.
+`extraction` decodes each video once and embeds it with every encoder. `splits` assigns videos to
+train and test. `recognition`, `retrieval`, `stability` and `forecasting` are pure functions of
+these features. `intervals` computes confidence intervals. `evaluate` combines them and writes
+results.json; `console` and `report` show the results.
 """

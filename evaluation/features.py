@@ -1,72 +1,81 @@
-"""What every evaluator reads: the embeddings of one encoder beside the labels, groups and parts of its videos.
+"""Features of one encoder, with the label, source group and split of each video, and their cache.
 
-Features are extracted once (`evaluation.encoders`, `evaluation.forecasting`), kept in RUN/evaluation/features.npz
-and cut down here to what an evaluator asks for.
+Features are extracted once (`mofore.evaluation.extraction`) and cached in
+RUN/evaluation/features.npz. Every evaluator is a function of `Features`.
 
-N videos, V temporal views of a video, D width of an embedding, K targets of a forecast.
+N videos, V temporal views (clips) of a video, D embedding width, K forecast targets of a video.
 """
 
-import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
 
+from mofore.errors import UserError
+from mofore.files import replace_file
+
+COLUMNS = ("labels", "groups", "splits", "names")
+DAMAGED = (BadZipFile, ValueError, EOFError, KeyError)
+
 
 @dataclass(frozen=True, slots=True)
 class ForecastErrors:
-    """Mean squared errors on the teacher's latents, f32 [N, K], nan where a video was not forecast."""
+    """Mean squared errors on teacher latents, f32 [N, K]; nan for videos that were not forecast."""
 
     forecast: np.ndarray
     persistence: np.ndarray
     mean_latent: np.ndarray
 
     def select(self, rows: np.ndarray) -> "ForecastErrors":
-        """The same for some of the videos. rows: bool or i64 index."""
+        """The errors of some videos. rows: bool mask or i64 indices."""
         return ForecastErrors(self.forecast[rows], self.persistence[rows], self.mean_latent[rows])
 
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """One encoder's view of a dataset; rows in the manifest's order.
+    """One encoder's features of N videos, in the order of the manifest.
 
-    clips: f32 [N, V, D]; labels ("" unknown), groups, parts ("train", "test", ""): str [N].
+    view_embeddings: f32 [N, V, D], one embedding per temporal view.
+    labels ("" if unknown), groups, splits ("train", "test" or ""), names (`video_names`): str [N].
+    errors: None for encoders without a forecaster.
     """
 
-    clips: np.ndarray
+    view_embeddings: np.ndarray
     labels: np.ndarray
     groups: np.ndarray
-    parts: np.ndarray
+    splits: np.ndarray
+    names: np.ndarray
     errors: ForecastErrors | None = None
 
     @property
     def embeddings(self) -> np.ndarray:
-        """f32 [N, D]: a video's embedding is the mean over its temporal views."""
-        return self.clips.mean(axis=1)
+        """f32 [N, D]: the embedding of a video is the mean over its temporal views."""
+        return self.view_embeddings.mean(axis=1)
 
     def select(self, rows: np.ndarray) -> "Features":
-        """The same for some of the videos. rows: bool or i64 index."""
+        """The features of some videos. rows: bool mask or i64 indices."""
         return replace(
             self,
-            clips=self.clips[rows],
+            view_embeddings=self.view_embeddings[rows],
             labels=self.labels[rows],
             groups=self.groups[rows],
-            parts=self.parts[rows],
+            splits=self.splits[rows],
+            names=self.names[rows],
             errors=self.errors and self.errors.select(rows),
         )
 
-    def part(self, name: str) -> "Features":
-        """The videos of "train" or of "test"."""
-        return self.select(self.parts == name)
+    def subset(self, split: str) -> "Features":
+        """The features of the "train" or of the "test" split."""
+        return self.select(self.splits == split)
 
 
 @dataclass(frozen=True, slots=True)
-class Labelled:
-    """The labelled videos of both parts, for evaluators that compare test with train.
+class LabelledSplits:
+    """The labelled videos of both splits, for evaluators that fit on train and score on test.
 
-    problem: why no such comparison makes sense, None if it does; note: what a reader must know of the numbers.
+    problem: why they cannot be scored, or None. note: a caveat for the reader of the scores.
     """
 
     train: Features
@@ -75,95 +84,111 @@ class Labelled:
     note: str | None
 
 
-def labelled(features: Features) -> Labelled:
-    """The labelled part of the features."""
+def labelled_splits(features: Features) -> LabelledSplits:
+    """Select the labelled videos of both splits and check that they can be scored."""
     known = features.select(features.labels != "")
-    train, test = known.part("train"), known.part("test")
+    train, test = known.subset("train"), known.subset("test")
     problem, note = None, None
     if not len(train.labels) or not len(test.labels):
         problem = "no labelled video in " + ("train" if not len(train.labels) else "test")
     elif len(set(train.labels)) < 2:
-        problem = f"one class only in train ({train.labels[0]}): nothing to tell apart"
+        problem = f"train has only one class ({train.labels[0]})"
     else:
         absent = sorted(set(test.labels) - set(train.labels))
         wrong = int(np.isin(test.labels, absent).sum())
         if absent:
-            note = f"{len(absent)} classes without a train video ({absent[0]}, ...): {wrong} test videos count as wrong"
-    return Labelled(train, test, problem, note)
+            note = (
+                f"{len(absent)} classes have no train video ({absent[0]}, ...): "
+                f"{wrong} test videos count as wrong"
+            )
+    return LabelledSplits(train, test, problem, note)
 
 
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """The vectors at length one, along the last axis; a zero vector stays zero."""
+def l2_normalise(vectors: np.ndarray) -> np.ndarray:
+    """Scale vectors to unit L2 norm along the last axis; zero vectors stay zero."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
 
 
-def nearest(
+def nearest_neighbours(
     queries: np.ndarray, bank: np.ndarray, k: int, block: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k videos of the bank with the largest cosine to each query, the nearest first.
+    """The k vectors of the bank with the highest cosine similarity to each query, nearest first.
 
-    queries: f32 [M, D]; bank: f32 [N, D]; k at most N. Returns cosine f32 [M, k] and rows of the bank i64 [M, k].
+    queries: f32 [M, D]; bank: f32 [N, D]; k: at most N; block: queries per matrix product.
+    Returns cosines f32 [M, k] and rows of the bank i64 [M, k].
     """
-    bank = unit(bank)
+    bank = l2_normalise(bank)
     cosines, rows = [], []
     for start in range(0, len(queries), block):
-        similarity = unit(queries[start : start + block]) @ bank.T
+        similarity = l2_normalise(queries[start : start + block]) @ bank.T
         order = np.argsort(-similarity, axis=1, kind="stable")[:, :k]
         rows.append(order)
         cosines.append(np.take_along_axis(similarity, order, axis=1))
     return np.concatenate(cosines), np.concatenate(rows)
 
 
-# ---------------------------------------------------------------------------------------------------- the cache
+def save_features(path: Path, key: str, features: Mapping[str, Features]) -> None:
+    """Write the features of every encoder atomically.
 
-
-@dataclass(frozen=True, slots=True)
-class Extracted:
-    """What one pass over the videos gave, before labels and parts are laid beside it.
-
-    rows: i64 [N] rows of the manifest that were long enough, ascending; clips: encoder -> f32 [N, V, D].
+    key: identifies everything that the features depend on. features: by encoder, of the same
+    videos.
     """
-
-    rows: np.ndarray
-    clips: Mapping[str, np.ndarray]
-    errors: Mapping[str, ForecastErrors]
-
-
-def save(path: Path, key: str, extracted: Extracted, columns: Mapping[str, np.ndarray]) -> None:
-    """Write the cache under a temporary name and rename it.
-
-    key: what the features depend on. columns: str [N] arrays for readers of the file (labels, groups, ...).
-    """
-    arrays: dict[str, np.ndarray] = {"key": np.array(key), "rows": extracted.rows, **columns}
-    for encoder, clips in extracted.clips.items():
-        arrays[f"{encoder}/clips"] = clips
-        arrays[f"{encoder}/embeddings"] = clips.mean(axis=1)
-    for encoder, errors in extracted.errors.items():
-        for field in fields(errors):
-            arrays[f"{encoder}/errors/{field.name}"] = getattr(errors, field.name)
+    arrays: dict[str, np.ndarray] = {"key": np.array(key)}
+    for encoder, each in features.items():
+        arrays |= {column: getattr(each, column) for column in COLUMNS}
+        arrays[f"{encoder}/view_embeddings"] = each.view_embeddings
+        if each.errors is not None:
+            for field in fields(ForecastErrors):
+                arrays[f"{encoder}/errors/{field.name}"] = getattr(each.errors, field.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
+    with replace_file(path) as temporary, temporary.open("wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    os.replace(temporary, path)
 
 
-def load(path: Path, key: str) -> Extracted | None:
-    """The cache if it was made with this very key; None if there is none, another one, or a damaged one."""
+def load_cached_features(path: Path, key: str) -> dict[str, Features] | None:
+    """The features by encoder; None if the file is absent, damaged or has another key."""
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            if "key" not in file or str(file["key"]) != key:
-                return None
-            arrays = {name: file[name] for name in file.files}
-    except (FileNotFoundError, BadZipFile, ValueError, EOFError):
-        return None  # extracting again mends all of these
-    clips = {name[: -len("/clips")]: array for name, array in arrays.items() if name.endswith("/clips")}
-    errors = {
-        encoder: ForecastErrors(
-            *(arrays[f"{encoder}/errors/{field.name}"] for field in fields(ForecastErrors))
-        )
-        for encoder in clips
-        if f"{encoder}/errors/forecast" in arrays
-    }
-    return Extracted(arrays["rows"], clips, errors)
+        return _read(path, key=key)
+    except (FileNotFoundError, *DAMAGED):
+        return None
+
+
+def load_features(path: Path, encoders: Sequence[str]) -> dict[str, Features] | None:
+    """The features of those encoders that the file has, whatever its key; None if it is absent.
+
+    Raises UserError if the file is damaged.
+    """
+    try:
+        return _read(path, encoders)
+    except FileNotFoundError:
+        return None
+    except DAMAGED as error:
+        raise UserError(
+            f"{path} is damaged ({error}). Extract the features again: "
+            "`mofore evaluate` with force=true."
+        ) from None
+
+
+def _read(
+    path: Path, encoders: Sequence[str] | None = None, key: str | None = None
+) -> dict[str, Features] | None:
+    # np.load leaves a path open if the file is damaged; a stream is closed here.
+    with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+        if key is not None and str(file["key"]) != key:
+            return None
+        suffix = "/view_embeddings"
+        stored = [name.removesuffix(suffix) for name in file.files if name.endswith(suffix)]
+        columns = [file[column] for column in COLUMNS]
+        return {
+            encoder: Features(file[f"{encoder}{suffix}"], *columns, _read_errors(file, encoder))
+            for encoder in stored
+            if encoders is None or encoder in encoders
+        }
+
+
+def _read_errors(file: Mapping[str, np.ndarray], encoder: str) -> ForecastErrors | None:
+    if f"{encoder}/errors/forecast" not in file:
+        return None
+    names = [field.name for field in fields(ForecastErrors)]
+    return ForecastErrors(*(file[f"{encoder}/errors/{name}"] for name in names))

@@ -1,13 +1,14 @@
-"""Test videos through the frozen forecaster: how far its forecast is from what the teacher sees later.
+"""Forecast quality of the frozen model on test videos, against two baselines.
 
-    context -> student -> forecaster -> forecast      |
-    context -> teacher -> "the future looks like now" |-> mean squared error on the teacher's latents of the target
-    mean latent of all test targets                   |
+    context -> student -> forecaster -> forecast           |  mean squared error on
+    context -> teacher -> latents now (persistence)        |  the teacher's latents
+    mean latent over all test targets                      |  of the target
 
-An error means little alone. An encoder whose latents never change is forecast perfectly by persistence; and where
-latents change so much that persistence is worse than their mean, a forecast that knows nothing of its context beats it:
-in units of the variance, with a correlation of r between now and then, persistence's error is 2 - 2 r, the mean's 1.
-So the forecast is set against both.
+An error alone means little. An encoder whose latents never change is forecast perfectly by
+persistence. If latents change so much that persistence is worse than their mean, a forecast that
+ignores its context beats persistence: in units of the variance, with a correlation r between now
+and then, the error of persistence is 2 - 2 r, that of the mean is 1. So the forecast is compared
+with both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,15 +19,25 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from evaluation.features import Features, ForecastErrors
-from evaluation.intervals import Bootstrap, Result, missing, ratio
-from mofore.config import EvaluateConfig
-from mofore.data.loader import batches_of
-from mofore.pretraining import Pretraining
+from mofore.data.loader import iterate_batches
+from mofore.evaluation.config import EvaluateConfig
+from mofore.evaluation.features import Features, ForecastErrors
+from mofore.evaluation.intervals import Bootstrap, Result, missing, ratio
+from mofore.models.objective import Pretraining
 from mofore.types import Batch
 
-METRICS = {"forecast_mse": "forecast", "persistence_mse": "persistence", "mean_latent_mse": "mean_latent"}
-NO_FORECASTER = "a baseline without a forecaster"
+# metric -> field of ForecastErrors
+MSE_METRICS = {
+    "forecast_mse": "forecast",
+    "persistence_mse": "persistence",
+    "mean_latent_mse": "mean_latent",
+}
+MSE_PROTOCOL = "mean squared error on the teacher's latents, test"
+RELATIVE_PROTOCOLS = {
+    "forecast_relative_mse": "forecast_mse / persistence_mse, test",
+    "forecast_r2": "1 - forecast_mse / mean_latent_mse, test",
+}
+NO_FORECASTER = "this baseline has no forecaster"
 
 
 @torch.inference_mode()
@@ -37,47 +48,51 @@ def forecast_errors(
     targets: int,
     device: torch.device,
 ) -> dict[str, ForecastErrors]:
-    """Errors of every model on the same clips; each batch is decoded once for all of them.
+    """Forecast errors of every model on the same clips; each batch is decoded once for all models.
 
-    rows: of the manifest; targets: K. Returns f32 [rows, K] arrays, nan where no batch had the row.
+    rows: number of rows of the manifest; targets: K. Returns f32 [rows, K] arrays, nan for rows
+    that are in no batch.
     """
     empty = np.full((rows, targets), np.nan, dtype=np.float32)
     forecast = {name: empty.copy() for name in models}
     persistence = {name: empty.copy() for name in models}
     square = {name: empty.copy() for name in models}
-    latent: dict[str, dict[int, np.ndarray]] = {
-        name: {} for name in models
-    }  # row -> f32 [K, D], mean over tokens
-    for batch in tqdm(batches_of(batches), desc="forecasts", total=len(batches), leave=False):
+    # By row: f32 [K, D], the target latents averaged over tokens.
+    latents: dict[str, dict[int, np.ndarray]] = {name: {} for name in models}
+    progress = tqdm(iterate_batches(batches), desc="forecasts", total=len(batches), leave=False)
+    for batch in progress:
         index = batch.rows.numpy()
         batch = Batch(*(part.to(device, non_blocking=True) for part in batch))
         for name, model in models.items():
-            truth = model.latents(batch.targets)
-            now = model.latents(batch.context.unsqueeze(1))
+            truth = model.teacher_latents(batch.targets)
+            now = model.teacher_latents(batch.context.unsqueeze(1))
             forecast[name][index] = _mse(model.forecast(batch.context, batch.gaps), truth)
             persistence[name][index] = _mse(now.expand_as(truth), truth)
             square[name][index] = _mse(torch.zeros_like(truth), truth)
-            latent[name].update(zip(index.tolist(), truth.mean(dim=2).cpu().numpy(), strict=True))
+            latents[name].update(zip(index.tolist(), truth.mean(dim=2).cpu().numpy(), strict=True))
     return {
-        name: ForecastErrors(forecast[name], persistence[name], _mean_latent_mse(square[name], latent[name]))
+        name: ForecastErrors(
+            forecast[name], persistence[name], _mean_latent_mse(square[name], latents[name])
+        )
         for name in models
     }
 
 
 def _mse(forecast: Tensor, truth: Tensor) -> np.ndarray:
-    """f32 [B, K, M, D] twice -> f32 [B, K]."""
+    """f32 [B, K, N, D] twice -> f32 [B, K]."""
     return (forecast - truth).square().mean(dim=(2, 3)).cpu().numpy()
 
 
-def _mean_latent_mse(square: np.ndarray, latent: Mapping[int, np.ndarray]) -> np.ndarray:
-    """Error of the constant that fits these very targets best: E|y|^2 - 2 E[y] m + m^2, m their mean [D].
+def _mean_latent_mse(square: np.ndarray, latents: Mapping[int, np.ndarray]) -> np.ndarray:
+    """Error of the mean latent m [D] over these targets: E|y|^2 - 2 E[y] m + m^2.
 
-    So no token is kept; and the baseline is, if anything, too good.
+    The expanded form needs no stored tokens. The mean is fitted to the very targets that it is
+    scored on, so this baseline is slightly too good.
     """
-    if not latent:
+    if not latents:
         return square
-    rows = np.array(sorted(latent))
-    means = np.stack([latent[row] for row in rows]).astype(np.float64)  # [n, K, D]
+    rows = np.array(sorted(latents))
+    means = np.stack([latents[row] for row in rows]).astype(np.float64)  # [n, K, D]
     mean = means.mean(axis=(0, 1))
     errors = square.copy()
     errors[rows] += ((mean**2).mean() - 2 * (means * mean).mean(axis=-1)).astype(np.float32)
@@ -85,32 +100,39 @@ def _mean_latent_mse(square: np.ndarray, latent: Mapping[int, np.ndarray]) -> np
 
 
 def forecasting(features: Features, cfg: EvaluateConfig) -> list[Result]:
-    """Errors of the forecast and of both baselines; the forecast's relative to persistence (below 1 is better), and its
-    R2, the share of the latents' variance that it explains (above 0 it is better than their mean).
+    """Errors of the forecast and of both baselines, and the forecast relative to them.
+
+    forecast_relative_mse: relative to persistence; below 1 is better than persistence. forecast_r2:
+    fraction of the latents' variance that is explained; above 0 is better than the mean.
     """
-    protocol = "mean squared error on the teacher's latents, test"
-    derived = {
-        "forecast_relative": "forecast_mse over persistence_mse, test",
-        "forecast_r2": "1 - forecast_mse over mean_latent_mse, test",
-    }
-    test = features.part("test")
+    test = features.subset("test")
     if test.errors is None:
-        protocols = dict.fromkeys(METRICS, protocol) | derived
-        return [missing(name, how, NO_FORECASTER) for name, how in protocols.items()]
-    bootstrap = Bootstrap(test.groups, cfg.resamples, cfg.seed)
-    scores = {metric: getattr(test.errors, field).mean(axis=1) for metric, field in METRICS.items()}
+        protocols = dict.fromkeys(MSE_METRICS, MSE_PROTOCOL) | RELATIVE_PROTOCOLS
+        return [missing(name, protocol, NO_FORECASTER) for name, protocol in protocols.items()]
+    bootstrap = Bootstrap(test.groups, cfg.bootstrap_resamples, cfg.seed)
+    scores = {name: getattr(test.errors, field).mean(axis=1) for name, field in MSE_METRICS.items()}
+    samples = {name: bootstrap.mean(score) for name, score in scores.items()}
     n = int(np.isfinite(scores["forecast_mse"]).sum())
-    samples = {metric: bootstrap.mean(score) for metric, score in scores.items()}
-    short = "test videos too short for a context and its targets, left out: "
-    note = f"{short}{len(test.groups) - n}" if n < len(test.groups) else None
+    short = len(test.groups) - n
+    note = None
+    if short:
+        note = f"test videos too short for a context and its targets, left out: {short}"
     results = [
         bootstrap.result(
-            metric, samples[metric], n, protocol, note, float(np.nanstd(scores[metric])) if n else None
+            name,
+            samples[name],
+            n,
+            MSE_PROTOCOL,
+            note,
+            float(np.nanstd(scores[name])) if n else None,
         )
-        for metric in METRICS
+        for name in MSE_METRICS
     ]
-    relations = {
-        "forecast_relative": ratio(samples["forecast_mse"], samples["persistence_mse"]),
+    relative = {
+        "forecast_relative_mse": ratio(samples["forecast_mse"], samples["persistence_mse"]),
         "forecast_r2": 1 - ratio(samples["forecast_mse"], samples["mean_latent_mse"]),
     }
-    return results + [bootstrap.result(name, relations[name], n, how, note) for name, how in derived.items()]
+    return results + [
+        bootstrap.result(name, relative[name], n, protocol, note)
+        for name, protocol in RELATIVE_PROTOCOLS.items()
+    ]

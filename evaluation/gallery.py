@@ -1,8 +1,7 @@
-"""Cached embeddings and the videos themselves in, moving thumbnails of queries and their neighbours out.
+"""Query videos and their nearest neighbours, as animated thumbnails.
 
-`choose_queries` picks rows by a rule that knows nothing of the outcome, `neighbours` ranks the train part by
-cosine, `thumbnail` decodes a few frames and encodes them as an animated WebP in a data URI, with a still image
-for readers who ask for less motion. `gallery` puts the three together.
+Queries are chosen by a rule that does not depend on the results. A thumbnail is an animated WebP in
+a data URI, with a still image for readers who prefer reduced motion.
 """
 
 import base64
@@ -14,116 +13,109 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from evaluation.features import nearest
 from mofore.data.decode import frame_times, open_video, read_frames
 from mofore.data.manifest import Video
+from mofore.evaluation.features import Features, nearest_neighbours
 
 QUERIES = 8
 NEIGHBOURS = 5
-SIDE = 128  # pixels of the longer side of a thumbnail
+SIDE = 128  # pixels, longer side of a thumbnail
 FRAMES = 12
-SECONDS = 3.0  # shown at most, from the middle of the video
-QUALITY = 45  # of WebP: with 48 thumbnails the whole page stays at about 2 MB
-
-
-@dataclass(frozen=True, slots=True)
-class Embedded:
-    """What features.npz says of the N embedded videos under one encoder.
-
-    embeddings: f32 [N, D]; rows: i64 [N] rows of the manifest; names, labels, groups, parts: str [N] ("" unknown).
-    """
-
-    embeddings: np.ndarray
-    rows: np.ndarray
-    names: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    parts: np.ndarray
-
-    @property
-    def test(self) -> np.ndarray:
-        """Rows (i64) of the test part; all rows where nothing was split."""
-        chosen = np.flatnonzero(self.parts == "test")
-        return chosen if len(chosen) else np.arange(len(self.parts))
-
-    @property
-    def labelled(self) -> bool:
-        """Whether any video has a class."""
-        return bool((self.labels != "").any())
+SECONDS = 3.0  # maximum length of a thumbnail, from the middle of the video
+QUALITY = 45  # of WebP: with 48 thumbnails the whole page has about 2 MB
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
     """Data URIs of an animated WebP and of its middle frame, and their size in pixels."""
 
-    moving: str
+    animated: str
     still: str
     width: int
     height: int
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """One video of the gallery. right: of the query's class or not, None where either class is unknown."""
+class GalleryVideo:
+    """One video of the gallery.
+
+    cosine: similarity to the query, None for the query itself. same_class: whether it has the
+    query's class, None if either class is unknown.
+    """
 
     name: str
     label: str
     thumbnail: Thumbnail
     cosine: float | None = None
-    right: bool | None = None
+    same_class: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Gallery:
-    """Rows of the gallery: a query and its neighbours, nearest first.
+    """rows: each query with its neighbours, nearest first. bank, rule: descriptions in words.
 
-    bank: among which videos the neighbours were looked for, rule: how the queries were chosen, both in words.
+    bank: where neighbours are searched. rule: how the queries were chosen.
     """
 
-    rows: tuple[tuple[Shown, tuple[Shown, ...]], ...]
+    rows: tuple[tuple[GalleryVideo, tuple[GalleryVideo, ...]], ...]
     bank: str
     rule: str
 
 
-def choose_queries(embedded: Embedded, count: int = QUERIES) -> tuple[np.ndarray, str]:
-    """Positions (i64, at most `count`) among the embedded videos, and the rule in words.
+def indices_of_test(features: Features) -> np.ndarray:
+    """Indices (i64) of the test videos; of all videos if there is no test split."""
+    chosen = np.flatnonzero(features.splits == "test")
+    return chosen if len(chosen) else np.arange(len(features.splits))
 
-    Classes evenly spread over the alphabet, of each its first test video in the manifest, then its second.
+
+def choose_queries(features: Features, count: int = QUERIES) -> tuple[np.ndarray, str]:
+    """Indices (i64) of at most `count` videos, and the rule in words.
+
+    Classes evenly spaced in alphabetical order, and of each its first test video in the manifest,
+    then its second. Without labels, test videos evenly spaced in the manifest.
     """
-    test = embedded.test
-    if not embedded.labelled:
-        spread = np.unique(np.linspace(0, len(test) - 1, min(count, len(test))).round().astype(int))
-        return test[spread], f"{len(spread)} videos, evenly spread over the manifest"
-    known = test[embedded.labels[test] != ""]
-    classes = np.unique(embedded.labels[known])
-    spread = np.unique(np.linspace(0, len(classes) - 1, min(count, len(classes))).round().astype(int))
-    queues = [list(known[embedded.labels[known] == label]) for label in classes[spread]]
-    turns = [(turn, place) for place, queue in enumerate(queues) for turn in range(len(queue))]
-    chosen = sorted(sorted(turns)[:count], key=lambda pair: (pair[1], pair[0]))
+    test = indices_of_test(features)
+    if not (features.labels != "").any():
+        chosen = _evenly_spaced(test, count)
+        return chosen, f"{len(chosen)} videos, evenly spaced in the manifest"
+    known = test[features.labels[test] != ""]
+    classes = np.unique(features.labels[known])
+    shown = _evenly_spaced(classes, count)
+    queues = [list(known[features.labels[known] == label]) for label in shown]
+    turns = [(turn, number) for number, queue in enumerate(queues) for turn in range(len(queue))]
+    chosen_turns = sorted(sorted(turns)[:count], key=lambda pair: (pair[1], pair[0]))
     rule = (
-        f"{len(spread)} of {len(classes)} classes, evenly spread over the alphabet; "
-        "of each the first videos in the manifest's order"
+        f"{len(shown)} of {len(classes)} classes, evenly spaced in alphabetical order, "
+        "and the first videos of each in the manifest"
     )
-    return np.array([queues[place][turn] for turn, place in chosen], dtype=int), rule
+    return np.array([queues[number][turn] for turn, number in chosen_turns], dtype=int), rule
 
 
-def neighbours(embedded: Embedded, query: int, count: int = NEIGHBOURS) -> list[tuple[int, float]]:
-    """The nearest train videos of one video as (position, cosine), nearest first.
+def _evenly_spaced(items: np.ndarray, count: int) -> np.ndarray:
+    positions = np.linspace(0, len(items) - 1, min(count, len(items)))
+    return items[np.unique(positions.round().astype(int))]
 
-    Where nothing was split, all videos of other source groups.
+
+def neighbours(features: Features, query: int, count: int = NEIGHBOURS) -> list[tuple[int, float]]:
+    """(index, cosine) of the train videos that are nearest to one video, nearest first.
+
+    Without a train split, all videos of other source groups are searched.
     """
-    bank = np.flatnonzero(embedded.parts == "train")
+    bank = np.flatnonzero(features.splits == "train")
     if not len(bank):
-        bank = np.flatnonzero(embedded.groups != embedded.groups[query])
+        bank = np.flatnonzero(features.groups != features.groups[query])
         bank = bank[bank != query]
     if not len(bank):
         return []
-    cosines, places = nearest(embedded.embeddings[[query]], embedded.embeddings[bank], min(count, len(bank)))
-    return [(int(bank[place]), float(cosine)) for place, cosine in zip(places[0], cosines[0], strict=True)]
+    embeddings = features.embeddings
+    cosines, rows = nearest_neighbours(embeddings[[query]], embeddings[bank], min(count, len(bank)))
+    return [
+        (int(bank[row]), float(cosine)) for row, cosine in zip(rows[0], cosines[0], strict=True)
+    ]
 
 
-def thumbnail(video: Video) -> Thumbnail:
-    """Up to FRAMES frames from the middle SECONDS of a video, played at the speed they were filmed at."""
+def make_thumbnail(video: Video) -> Thumbnail:
+    """At most FRAMES frames from the middle SECONDS of a video, at its original speed."""
     reader = open_video(video)
     times = frame_times(reader)
     period = times[-1] / max(1, len(times) - 1)
@@ -134,45 +126,45 @@ def thumbnail(video: Video) -> Thumbnail:
     images = [Image.fromarray(frame) for frame in read_frames(reader, indices)]
     for image in images:
         image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
-    pause = max(20, round(1000 * length / len(images)))
+    milliseconds = max(20, round(1000 * length / len(images)))
     return Thumbnail(
-        moving=_webp(images, pause), still=_webp([images[len(images) // 2]], pause), width=images[0].width,
+        animated=_webp(images, milliseconds),
+        still=_webp([images[len(images) // 2]], milliseconds),
+        width=images[0].width,
         height=images[0].height,
-    )  # fmt: skip
+    )
 
 
-def gallery(embedded: Embedded, videos: Sequence[Video]) -> Gallery:
-    """Queries beside their neighbours. videos: all rows of the manifest."""
-    queries, rule = choose_queries(embedded)
-    found = {int(query): neighbours(embedded, int(query)) for query in queries}
-    wanted = sorted({*found, *(row for near in found.values() for row, _ in near)})
-    thumbnails = {
-        row: thumbnail(videos[int(embedded.rows[row])])
-        for row in tqdm(wanted, "thumbnails", leave=False, disable=None)
-    }
+def build_gallery(features: Features, videos: Sequence[Video], rows: Sequence[int]) -> Gallery:
+    """Queries with their neighbours.
 
-    def shown(row: int, query: int | None = None, cosine: float | None = None) -> Shown:
-        label, right = str(embedded.labels[row]), None
-        if query is not None and label and embedded.labels[query]:
-            right = bool(label == embedded.labels[query])
-        return Shown(
-            "/".join(str(embedded.names[row]).split("/")[-2:]), label, thumbnails[row], cosine, right
-        )
+    videos: all rows of the manifest. rows: the row of each video of the features.
+    """
+    queries, rule = choose_queries(features)
+    found = {int(query): neighbours(features, int(query)) for query in queries}
+    wanted = sorted({*found, *(index for near in found.values() for index, _ in near)})
+    progress = tqdm(wanted, "thumbnails", leave=False, disable=None)
+    thumbnails = {index: make_thumbnail(videos[rows[index]]) for index in progress}
 
-    rows = tuple(
-        (shown(query), tuple(shown(row, query, cosine) for row, cosine in near))
+    def video(index: int, query: int | None = None, cosine: float | None = None) -> GalleryVideo:
+        label, same_class = str(features.labels[index]), None
+        if query is not None and label and features.labels[query]:
+            same_class = bool(label == features.labels[query])
+        name = "/".join(str(features.names[index]).split("/")[-2:])
+        return GalleryVideo(name, label, thumbnails[index], cosine, same_class)
+
+    gallery = tuple(
+        (video(query), tuple(video(index, query, cosine) for index, cosine in near))
         for query, near in found.items()
     )
-    split = (embedded.parts == "train").any()
-    bank = (
-        "Test videos and their nearest train videos"
-        if split
-        else "Videos and their nearest of other source groups"
-    )
-    return Gallery(rows, bank, rule)
+    bank = "Videos and their nearest neighbours from other source groups"
+    if (features.splits == "train").any():
+        bank = "Test videos and their nearest train videos"
+    return Gallery(gallery, bank, rule)
 
 
-def _webp(images: Sequence[Image.Image], pause: int) -> str:
+def _webp(images: Sequence[Image.Image], milliseconds: int) -> str:
+    """Data URI of a WebP; each frame is shown for that long."""
     out = io.BytesIO()
     images[0].save(
         out,
@@ -181,7 +173,7 @@ def _webp(images: Sequence[Image.Image], pause: int) -> str:
         method=4,
         save_all=len(images) > 1,
         append_images=images[1:],
-        duration=pause,
+        duration=milliseconds,
         loop=0,
     )
     return "data:image/webp;base64," + base64.b64encode(out.getvalue()).decode()

@@ -1,9 +1,10 @@
-"""Scores of videos in, a number with its 95% interval out, resampled by source group.
+"""Confidence intervals (95%), resampled by source group.
 
-Clips cut from one source resemble one another, so the independent unit is the source group: whole groups are
-drawn with replacement, never single videos (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-chapters 8 and 13). One `Bootstrap` holds the draws; every statistic is computed for the sample itself (row 0)
-and for all its resamples (rows 1..R) at once, so differences and ratios of statistics are plain arithmetic.
+Clips of one source are similar, so source groups are the independent units: whole groups are drawn
+with replacement, never single videos (Efron and Tibshirani, "An Introduction to the Bootstrap",
+1993, chapters 8 and 13). A `Bootstrap` holds the draws. Every statistic is computed for the sample
+itself (row 0) and for all its resamples (rows 1..R) at once, so differences and ratios of
+statistics are plain arithmetic.
 """
 
 from collections.abc import Callable
@@ -12,16 +13,20 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-# Beyond this many, groups are drawn in fixed bundles: tables of pairs stay small, the intervals hardly change.
+# More groups than this are merged into this many fixed units: the tables of pairs stay small and
+# the intervals hardly change.
 MAX_UNITS = 1000
 LEVEL = 0.95
+ONE_GROUP = "no interval: only one source group"
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One number with its protocol. low, high: 95% interval, None where there is none (the note says why).
+    """One number and how it was measured.
 
-    spread: standard deviation over what the number is a mean of (videos or pairs of videos), where asked for.
+    low, high: bounds of the 95% interval, None without an interval (`note` says why).
+    n: videos or pairs of videos that were measured.
+    std: standard deviation over these videos or pairs, where it is informative.
     """
 
     metric: str
@@ -31,47 +36,48 @@ class Result:
     n: int
     protocol: str
     note: str | None = None
-    spread: float | None = None
+    std: float | None = None
 
 
 def missing(metric: str, protocol: str, note: str) -> Result:
-    """A metric that cannot be had here, and why."""
+    """A metric without a value; the note says why."""
     return Result(metric, None, None, None, 0, protocol, note)
 
 
 class Bootstrap:
-    """The draws of one resampling of source groups.
+    """The draws of a bootstrap over source groups.
 
-    units: i64 [n] the unit of each video (0..G-1); draws: f64 [R + 1, G] how often each unit was drawn,
-    row 0 all ones.
+    units: i64 [n], the resampling unit (0..G-1) of each video. draws: f64 [R + 1, G], how often
+    each unit was drawn; row 0 is all ones.
     """
 
     def __init__(self, groups: np.ndarray, resamples: int, seed: int) -> None:
         """groups: str [n], the source group of each video."""
         self.units = np.unique(groups, return_inverse=True)[1] % MAX_UNITS
-        self.count = int(self.units.max()) + 1 if len(groups) else 0
-        drawn: np.ndarray = np.zeros((0, self.count))
-        if self.count:
+        self.num_units = int(self.units.max()) + 1 if len(groups) else 0
+        drawn: np.ndarray = np.zeros((0, self.num_units))
+        if self.num_units:
             rng = np.random.default_rng(seed)
-            drawn = rng.multinomial(self.count, np.full(self.count, 1 / self.count), size=resamples) * 1.0
-        self.draws = np.concatenate([np.ones((1, self.count)), drawn])
+            uniform = np.full(self.num_units, 1 / self.num_units)
+            drawn = rng.multinomial(self.num_units, uniform, size=resamples) * 1.0
+        self.draws = np.concatenate([np.ones((1, self.num_units)), drawn])
 
     def mean(self, scores: np.ndarray) -> np.ndarray:
-        """Mean over videos. scores: float [n], nan where a video has none. Returns f64 [R + 1]."""
+        """Mean over videos. scores: float [n], nan for videos to leave out. Returns f64 [R + 1]."""
         known = np.isfinite(scores)
-        sums = np.bincount(self.units, np.where(known, scores, 0.0), self.count)
-        counts = np.bincount(self.units, known, self.count)
+        sums = np.bincount(self.units, np.where(known, scores, 0.0), self.num_units)
+        counts = np.bincount(self.units, known, self.num_units)
         return ratio(self.draws @ sums, self.draws @ counts)
 
     def pair_mean(self, sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
-        """Mean over pairs of videos, both ends resampled together. Returns f64 [R + 1].
+        """Mean over pairs of videos. Returns f64 [R + 1].
 
-        Resampling one end only would make the interval of such a mean half as wide as it is.
-        sums, counts: f64 [G, G] over the pairs between two units.
+        Both videos of a pair are resampled; resampling only one would halve the interval's width.
+        sums, counts: f64 [G, G], totals over the pairs between two units.
         """
-        return ratio(self._pairs(sums), self._pairs(counts))
+        return ratio(self._pair_totals(sums), self._pair_totals(counts))
 
-    def _pairs(self, table: np.ndarray) -> np.ndarray:
+    def _pair_totals(self, table: np.ndarray) -> np.ndarray:
         return ((self.draws @ table) * self.draws).sum(axis=1)
 
     def result(
@@ -81,19 +87,17 @@ class Bootstrap:
         n: int,
         protocol: str,
         note: str | None = None,
-        spread: float | None = None,
+        std: float | None = None,
     ) -> Result:
-        """Percentile interval of a statistic. samples: f64 [R + 1]; n: how many videos or pairs it is of."""
+        """The statistic with its percentile interval. samples: f64 [R + 1]; n: videos or pairs."""
         if n == 0 or not np.isfinite(samples[0]):
-            return missing(metric, protocol, note or "nothing to measure it on")
-        if self.count < 2:
-            return Result(metric, float(samples[0]), None, None, n, protocol, _join(note, ONE_GROUP), spread)
+            return missing(metric, protocol, note or "no video to measure it on")
+        value = float(samples[0])
+        if self.num_units < 2:
+            return Result(metric, value, None, None, n, protocol, _join(note, ONE_GROUP), std)
         tail = 100 * (1 - LEVEL) / 2
         low, high = np.nanpercentile(samples[1:], [tail, 100 - tail])
-        return Result(metric, float(samples[0]), float(low), float(high), n, protocol, note, spread)
-
-
-ONE_GROUP = "no interval: one source group only"
+        return Result(metric, value, float(low), float(high), n, protocol, note, std)
 
 
 def jackknife(
@@ -104,11 +108,12 @@ def jackknife(
     note: str | None = None,
     blocks: int = 20,
 ) -> Result:
-    """95% interval of a statistic that repeated rows would bias, such as a rank: blocks of groups left out in turn.
+    """95% interval of a statistic that repeated rows would bias, such as a rank.
 
-    A bootstrap sample holds about 63% of the distinct videos, and a rank falls with their number, so its
-    percentile interval can miss the value itself. Delete-a-group jackknife: Efron and Tibshirani, chapter 11.
-    statistic: takes a bool mask [n] of the videos to use. groups: str [n].
+    A bootstrap sample has about 63% of the distinct videos, and a rank decreases with their number,
+    so its percentile interval can miss the value itself. Delete-a-group jackknife: Efron and
+    Tibshirani, chapter 11. statistic: takes a bool mask [n] of the videos to use. groups: str [n].
+    blocks: maximum number of blocks of groups, each left out once.
     """
     n = len(groups)
     value = float(statistic(np.ones(n, dtype=bool)))
@@ -121,13 +126,15 @@ def jackknife(
         return Result(metric, value, None, None, n, protocol, _join(note, ONE_GROUP))
     without = np.array([statistic(units != unit) for unit in range(count)])
     error = np.sqrt((count - 1) / count * ((without - without.mean()) ** 2).sum())
-    reach = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
-    return Result(metric, value, value - reach, value + reach, n, protocol, note)
+    margin = float(stats.t.ppf((1 + LEVEL) / 2, count - 1) * error)
+    return Result(metric, value, value - margin, value + margin, n, protocol, note)
 
 
 def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """numerator / denominator, nan where the latter is not above 0: a resample may lack what is asked for."""
-    return np.divide(numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0)
+    """numerator / denominator; nan if the denominator is 0: a resample without such videos."""
+    return np.divide(
+        numerator, denominator, out=np.full_like(numerator, np.nan), where=denominator > 0
+    )
 
 
 def _join(first: str | None, second: str) -> str:

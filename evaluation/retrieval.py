@@ -1,43 +1,48 @@
-"""Features in, out how often a test video finds its class among its nearest train videos.
+"""Video retrieval, R@k.
 
-R@k: the share of test videos with at least one video of their class among their k nearest train videos, by
-cosine (Xu et al., "Video Clip Order Prediction", CVPR 2019, section 4.4).
+R@k is the fraction of test videos with at least one video of their class among their k nearest
+train videos, by cosine similarity (Xu et al., "Self-Supervised Spatiotemporal Learning via Video
+Clip Order Prediction", CVPR 2019, section 4.4).
 """
 
 import numpy as np
 
-from evaluation.features import Features, labelled, nearest
-from evaluation.intervals import Bootstrap, Result, missing
-from mofore.config import EvaluateConfig
+from mofore.evaluation.config import EvaluateConfig
+from mofore.evaluation.features import Features, labelled_splits, nearest_neighbours
+from mofore.evaluation.intervals import Bootstrap, Result, missing
 
-DEPTHS = (1, 5, 10, 20, 50)
+TOP_K = (1, 5, 10, 20, 50)
 
 
-def first_hit(neighbours: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray) -> np.ndarray:
-    """The place (0 the nearest) of the first neighbour of a query's class; k where none of the k is.
+def first_hit(
+    neighbours: np.ndarray, train_labels: np.ndarray, test_labels: np.ndarray
+) -> np.ndarray:
+    """Rank (0 is nearest) of each query's first neighbour of the same class; k if there is none.
 
-    neighbours: i64 [M, k] rows of train. Returns i64 [M].
+    neighbours: i64 [M, k], rows of train, nearest first. Returns i64 [M].
     """
     hits = train_labels[neighbours] == test_labels[:, None]
     return np.where(hits.any(axis=1), hits.argmax(axis=1), neighbours.shape[1])
 
 
 def retrieval(features: Features, cfg: EvaluateConfig) -> list[Result]:
-    """R@1, 5, 10, 20, 50 from test to train."""
-    found = labelled(features)
-    protocol = "test -> train, cosine"
-    if found.problem:
-        return [missing(f"retrieval_r{k}", protocol, found.problem) for k in DEPTHS]
-    bank = found.train.embeddings
-    _, neighbours = nearest(found.test.embeddings, bank, min(DEPTHS[-1], len(bank)))
-    first = first_hit(neighbours, found.train.labels, found.test.labels)
-    bootstrap = Bootstrap(found.test.groups, cfg.resamples, cfg.seed)
+    """R@1, 5, 10, 20 and 50 with test queries and train as the gallery."""
+    data = labelled_splits(features)
+    protocol = "test queries, train gallery, cosine similarity"
+    if data.problem:
+        return [missing(f"retrieval_r{k}", protocol, data.problem) for k in TOP_K]
+    gallery = data.train.embeddings
+    k_max = min(TOP_K[-1], len(gallery))
+    _, neighbours = nearest_neighbours(data.test.embeddings, gallery, k_max)
+    first = first_hit(neighbours, data.train.labels, data.test.labels)
+    bootstrap = Bootstrap(data.test.groups, cfg.bootstrap_resamples, cfg.seed)
     results = []
-    for k in DEPTHS:
-        if k > len(bank):
-            results.append(missing(f"retrieval_r{k}", protocol, f"train has {len(bank)} videos only"))
+    for k in TOP_K:
+        metric = f"retrieval_r{k}"
+        if k > len(gallery):
+            results.append(missing(metric, protocol, f"train has only {len(gallery)} videos"))
             continue
-        # Where the k-th neighbour exists, `first < k` cannot confuse "found last" with "not found".
+        # With k neighbours or more, `first < k` cannot confuse "found last" with "not found".
         samples = bootstrap.mean((first < k).astype(float))
-        results.append(bootstrap.result(f"retrieval_r{k}", samples, len(first), protocol, found.note))
+        results.append(bootstrap.result(metric, samples, len(first), protocol, data.note))
     return results

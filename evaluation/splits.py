@@ -1,8 +1,8 @@
-"""The manifest's rows in, one of "train", "test" or "" (neither) for each row out, with the protocol's name.
+"""Train and test splits of a manifest.
 
-No source group is in both parts, unless the protocol's name says so. Nothing here is random: the cut follows
-from hashes of the groups' names, so it is the same on every machine, at every seed, and hardly moves when
-videos are added.
+No source group is in both splits unless the name of the split says so. Nothing here is random: a
+split that is derived follows from hashes of the group names. It is the same on every machine and
+for every seed, and changes little when videos are added.
 """
 
 import hashlib
@@ -16,64 +16,79 @@ import numpy as np
 from mofore.data.manifest import Annotations, Manifest
 from mofore.errors import UserError
 
-TEST_SHARE = 0.2
+TEST_FRACTION = 0.2
 
 
 @dataclass(frozen=True, slots=True)
-class Split:
-    """parts, groups: str [N] aligned with the manifest's rows; a video without a group is its own group."""
+class EvaluationSplit:
+    """The videos of a manifest, their annotations and their split; every array is aligned with it.
+
+    name: how the split was made. names (`video_names`), labels ("" if unknown), groups (a video
+    without a group is its own group), splits ("train", "test" or "" for neither): str [rows].
+    notes: caveats for the reader of the results.
+    """
 
     name: str
-    parts: np.ndarray
+    names: np.ndarray
+    labels: np.ndarray
     groups: np.ndarray
-    names: tuple[str, ...]
-    notes: tuple[str, ...]
+    splits: np.ndarray
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
-        """sha256 (hex) over the sorted (uri, part): two results are comparable only where it is the same."""
-        lines = sorted(f"{name}\t{part}\n" for name, part in zip(self.names, self.parts, strict=True))
+        """sha256 (hex) of the sorted (name, split) pairs. Results are comparable if it is equal."""
+        lines = sorted(
+            f"{name}\t{split}\n" for name, split in zip(self.names, self.splits, strict=True)
+        )
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def choose_split(names: Sequence[str], annotations: Annotations) -> Split:
-    """The manifest's own split where it has train and test, else 80/20 by source group, else 80/20 by video.
+def choose_split(names: Sequence[str], annotations: Annotations) -> EvaluationSplit:
+    """The manifest's own split if it has train and test, else 80/20 by source group, else by video.
 
-    names: of the videos (`video_names`). Raises UserError where no test part can be cut.
+    names: `video_names` of the manifest. Raises UserError if no test split can be derived.
     """
     groups = [
-        f"group {g}" if g else f"video {name}" for g, name in zip(annotations.groups, names, strict=True)
+        f"group {group}" if group else f"video {name}"
+        for group, name in zip(annotations.groups, names, strict=True)
     ]
     given = Counter(split for split in annotations.splits if split)
     notes = []
     if given["train"] and given["test"]:
         name = "manifest-split"
-        parts = [split if split in ("train", "test") else "" for split in annotations.splits]
-        if neither := parts.count(""):
+        splits = [split if split in ("train", "test") else "" for split in annotations.splits]
+        if neither := splits.count(""):
             notes.append(f"videos whose split is neither train nor test, left out: {neither}")
-        if shared := shared_groups(groups, parts):
+        if shared := shared_groups(groups, splits):
             name = "manifest-split-shared-groups"
-            notes.append(f"groups shared between train and test: {len(shared)}, {shared[0]!r} among them")
+            notes.append(
+                f"source groups in both train and test: {len(shared)}, for example {shared[0]!r}"
+            )
     else:
         name = "group-split" if any(annotations.groups) else "random-80-20"
-        parts = cut_groups(groups, annotations.labels)
+        splits = derive_splits(groups, annotations.labels)
         if given:
             notes.append(
-                f"the manifest's split column holds only {', '.join(sorted(given))}, so it was not used"
+                "the manifest's split column is not used: it has only "
+                f"{', '.join(sorted(given))} videos"
             )
-        if "test" not in parts:
+        if "test" not in splits:
             raise UserError(
-                f"No test part can be cut from {len(names)} videos: no class has two source groups. Give the "
-                "manifest a `split` column with train and test, or more videos, or leave out its `group` column."
+                f"Cannot derive a test split from {len(names)} videos: no class has two source "
+                "groups. Give the manifest a `split` column with train and test, add videos, or "
+                "leave out its `group` column."
             )
-    return Split(name, np.array(parts, dtype=str), np.array(groups, dtype=str), tuple(names), tuple(notes))
+    labels = [label or "" for label in annotations.labels]
+    arrays = [np.array(column, dtype=str) for column in (names, labels, groups, splits)]
+    return EvaluationSplit(name, *arrays, notes=tuple(notes))
 
 
-def cut_groups(groups: Sequence[str], labels: Sequence[str | None]) -> list[str]:
-    """ "train" or "test" for each video: within each class a fifth of the groups, at least one of two, is test.
+def derive_splits(groups: Sequence[str], labels: Sequence[str | None]) -> list[str]:
+    """ "train" or "test" for each video: a fifth of the source groups of each class is test.
 
-    A group counts to its most frequent class. A class with a single group stays in train, since a class that
-    only the test part holds could not be recognised.
+    At least one of two or more groups is test. A group counts for its most frequent class. A class
+    with one group is in train, because a class without train videos cannot be recognised.
     """
     members: dict[str, Counter[str]] = defaultdict(Counter)
     for group, label in zip(groups, labels, strict=True):
@@ -83,25 +98,26 @@ def cut_groups(groups: Sequence[str], labels: Sequence[str | None]) -> list[str]
         strata[min(members[group].items(), key=lambda item: (-item[1], item[0]))[0]].append(group)
     test: set[str] = set()
     for stratum in strata.values():
-        share = max(1, round(TEST_SHARE * len(stratum))) if len(stratum) > 1 else 0
-        test.update(stratum[:share])
+        count = max(1, round(TEST_FRACTION * len(stratum))) if len(stratum) > 1 else 0
+        test.update(stratum[:count])
     return ["test" if group in test else "train" for group in groups]
 
 
-def shared_groups(groups: Sequence[str], parts: Sequence[str]) -> list[str]:
-    """Names of the groups that have videos in train and in test, sorted."""
-    sides = {
-        side: {g for g, part in zip(groups, parts, strict=True) if part == side} for side in ("train", "test")
+def shared_groups(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """Names of the groups that have videos in both train and test, sorted."""
+    by_split = {
+        name: {group for group, split in zip(groups, splits, strict=True) if split == name}
+        for name in ("train", "test")
     }
-    return sorted(sides["train"] & sides["test"])
+    return sorted(by_split["train"] & by_split["test"])
 
 
 def video_names(manifest: Manifest) -> list[str]:
-    """What a video is called wherever the dataset lies: its uri from the manifest's folder on, where it is below it.
+    """Names that stay the same if the dataset moves: uris relative to the manifest's folder.
 
-    A member of a larger file shares its uri with the others, so its place in the file belongs to its name.
+    A member of a larger file shares its uri with other members, so its offset is part of its name.
     """
     folder = posixpath.dirname(manifest.path)
-    above = f"{folder}/" if folder else ""
-    names = [(video.uri.removeprefix(above), video.offset) for video in manifest]
+    prefix = f"{folder}/" if folder else ""
+    names = [(video.uri.removeprefix(prefix), video.offset) for video in manifest]
     return [uri if offset is None else f"{uri}@{offset}" for uri, offset in names]

@@ -35,33 +35,47 @@ def build_parser() -> argparse.ArgumentParser:
 
     prepare = commands.add_parser("prepare", help="scan videos and write their manifest")
     prepare.set_defaults(run=run_prepare)
-    prepare.add_argument("root", help="folder of videos; its subfolders are classes, used in evaluation only")
+    prepare.add_argument(
+        "root", help="folder of videos; its subfolders are classes, used in evaluation only"
+    )
     prepare.add_argument("--out", required=True, help="folder for manifest.parquet and refused.csv")
     prepare.add_argument(
         "--list", dest="listing", help="take these files: a path a line, or a CSV with a column uri"
     )
     prepare.add_argument(
-        "--split", nargs="+", default=(), metavar="FILE",
+        "--split",
+        nargs="+",
+        default=(),
+        metavar="FILE",
         help="split lists in UCF101's format (trainlist01.txt testlist01.txt), or the word random-80-20",
-    )  # fmt: skip
+    )
     prepare.add_argument("--classes", help="classInd.txt: number and name of each class")
     prepare.add_argument(
-        "--groups", help="source of each video: a file of path<TAB>group, or the word ucf101 (_gNN_)"
+        "--groups",
+        help="source of each video: a file of path<TAB>group, or the word ucf101 (_gNN_)",
     )
     prepare.add_argument("--workers", type=int, help="processes (default: one a core)")
     prepare.add_argument(
         "--timeout", type=float, default=60.0, help="seconds that one file may take (default: 60)"
     )
 
-    add_keyed(commands, "pretrain", "train an encoder; goes on where the run folder stands", run_pretrain)
-    add_keyed(commands, "evaluate", "measure a run's encoder beside its baselines: run=RUN", run_evaluate)
+    add_keyed(
+        commands, "pretrain", "train an encoder; goes on where the run folder stands", run_pretrain
+    )
+    add_keyed(
+        commands, "evaluate", "measure a run's encoder beside its baselines: run=RUN", run_evaluate
+    )
     report = commands.add_parser("report", help="write RUN/report.html: mofore report run=RUN")
     report.set_defaults(run=run_report)
     report.add_argument("of", metavar="run=RUN", type=run_folder)
-    export = commands.add_parser("export", help="write a run's encoder: mofore export run=RUN --out DIR")
+    export = commands.add_parser(
+        "export", help="write a run's encoder: mofore export run=RUN --out DIR"
+    )
     export.set_defaults(run=run_export)
     export.add_argument("of", metavar="run=RUN", type=run_folder)
-    export.add_argument("--out", required=True, help="folder for encoder.safetensors and encoder.json")
+    export.add_argument(
+        "--out", required=True, help="folder for encoder.safetensors and encoder.json"
+    )
     add_watching(commands)
     demo = commands.add_parser(
         "demo", help="the whole way on small videos, in about ten minutes on two cores"
@@ -80,23 +94,41 @@ def add_watching(commands) -> None:
     compare.set_defaults(run=run_compare)
     compare.add_argument("runs", nargs="+", type=Path, metavar="RUN")
     compare.add_argument("--out", type=Path, help="folder for compare.json and compare.txt")
-    jobs = commands.add_parser("jobs", help="runs with their state, speed, end and newest checkpoint")
+    jobs = commands.add_parser(
+        "jobs", help="runs with their state, speed, end and newest checkpoint"
+    )
     jobs.set_defaults(run=run_jobs)
-    jobs.add_argument("roots", nargs="*", type=Path, default=[Path("runs")], metavar="FOLDER",
-                      help="runs, or folders with runs below them (default: runs)")  # fmt: skip
+    jobs.add_argument(
+        "roots",
+        nargs="*",
+        type=Path,
+        default=[Path("runs")],
+        metavar="FOLDER",
+        help="runs, or folders with runs below them (default: runs)",
+    )
     logs = commands.add_parser("logs", help="what a rank of a run's newest job says")
     logs.set_defaults(run=run_logs)
     logs.add_argument("of", metavar="RUN", type=run_folder)
-    logs.add_argument("-f", "--follow", action="store_true", help="go on until the run ends, or Ctrl-C")
+    logs.add_argument(
+        "-f", "--follow", action="store_true", help="go on until the run ends, or Ctrl-C"
+    )
     logs.add_argument("--rank", type=int, default=0, help="(default: 0)")
-    cancel = commands.add_parser("cancel", help="end a run, or all below a folder; what trains saves first")
+    cancel = commands.add_parser(
+        "cancel", help="end a run, or all below a folder; what trains saves first"
+    )
     cancel.set_defaults(run=run_cancel)
     cancel.add_argument("of", metavar="RUN", type=run_folder)
-    resume = commands.add_parser("resume", help="go on with a run, as it was submitted or started last")
+    resume = commands.add_parser(
+        "resume", help="go on with a run, as it was submitted or started last"
+    )
     resume.set_defaults(run=run_resume)
     resume.add_argument("of", metavar="RUN", type=run_folder)
-    resume.add_argument("keys", nargs="*", metavar="KEY=VALUE",
-                        help="cluster.*, or keys that do not change what is computed")  # fmt: skip
+    resume.add_argument(
+        "keys",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="cluster.*, or keys that do not change what is computed",
+    )
 
 
 def add_keyed(commands, name: str, about: str, run) -> None:
@@ -116,9 +148,15 @@ def run_prepare(arguments: argparse.Namespace) -> int:
     from mofore.data.prepare import prepare
 
     done = prepare(
-        arguments.root, arguments.out, listing=arguments.listing, splits=arguments.split,
-        classes=arguments.classes, groups=arguments.groups, workers=arguments.workers, timeout=arguments.timeout,
-    )  # fmt: skip
+        arguments.root,
+        arguments.out,
+        listing=arguments.listing,
+        splits=arguments.split,
+        classes=arguments.classes,
+        groups=arguments.groups,
+        workers=arguments.workers,
+        timeout=arguments.timeout,
+    )
     for note in done.notes:
         print(f"note: {note}")
     print(f"{done.videos} videos: {done.manifest}")
@@ -131,7 +169,7 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
 
     if arguments.help:
         print("mofore pretrain data.manifest=FILE [KEY=VALUE ...]\n")
-        print(config.describe(config.PretrainConfig))
+        print(config.describe_keys(config.PretrainConfig))
         return 0
     from mofore.train import main as pretrain
 
@@ -140,65 +178,68 @@ def run_pretrain(arguments: argparse.Namespace) -> int:
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
     from mofore import config
+    from mofore.evaluation.config import EvaluateConfig
 
     if arguments.help:
         print("mofore evaluate run=RUN [KEY=VALUE ...]\n")
-        print(config.describe(config.EvaluateConfig))
+        print(config.describe_keys(EvaluateConfig))
         return 0
-    from evaluation.console import show
-    from evaluation.evaluate import evaluate
+    from mofore.evaluation.console import show
+    from mofore.evaluation.evaluate import evaluate
 
-    show(evaluate(config.compose(config.EvaluateConfig, arguments.keys)))
+    show(evaluate(config.compose(EvaluateConfig, arguments.keys)))
     return 0
 
 
 def run_report(arguments: argparse.Namespace) -> int:
-    from evaluation.report import write_report
+    from mofore.evaluation.report import write_report
 
     print(f"report: {write_report(arguments.of)}")
     return 0
 
 
 def run_export(arguments: argparse.Namespace) -> int:
-    from mofore.run import export_run
+    from mofore.run_folder import export_run
 
     checkpoint = export_run(arguments.of, Path(arguments.out))
-    print(f"encoder of step {checkpoint.step}: {arguments.out} (mofore.load_encoder({arguments.out!r}))")
+    print(
+        f"encoder of step {checkpoint.step}: {arguments.out} (mofore.load_encoder({arguments.out!r}))"
+    )
     return 0
 
 
 def run_compare(arguments: argparse.Namespace) -> int:
-    from launch.compare import compare
+    from mofore.launch.compare import compare
 
     return compare(arguments.runs, arguments.out)
 
 
 def run_jobs(arguments: argparse.Namespace) -> int:
-    from launch.watch import jobs
+    from mofore.launch.monitor import jobs
 
     return jobs(arguments.roots)
 
 
 def run_logs(arguments: argparse.Namespace) -> int:
-    from launch.watch import logs
+    from mofore.launch.monitor import logs
 
     return logs(arguments.of, arguments.follow, arguments.rank)
 
 
 def run_cancel(arguments: argparse.Namespace) -> int:
-    from launch.watch import cancel
+    from mofore.launch.monitor import cancel
 
     return cancel(arguments.of)
 
 
 def run_resume(arguments: argparse.Namespace) -> int:
-    from launch.watch import resume
+    from mofore.launch.monitor import resume
 
     return resume(arguments.of, arguments.keys)
 
 
 def run_demo(arguments: argparse.Namespace) -> int:
-    from launch.demo import demo
+    from mofore.launch.demo import demo
 
     return demo(Path(arguments.out), arguments.keys)
 

@@ -48,38 +48,49 @@ class ClusterConfig:
     comment: str | None = None
     mail_user: str | None = None
     mail_type: str | None = None
-    sbatch: str = ""  # any other options of sbatch: --nice=10 --exclusive
-    srun: str = ""  # options of srun: --container-image=IMAGE --mpi=none
+    sbatch_args: str = ""  # any other options of sbatch: --nice=10 --exclusive
+    srun_args: str = ""  # options of srun: --container-image=IMAGE --mpi=none
     prologue: str = ""  # shell lines before the ranks start: module load cuda
     python: str | None = None  # the interpreter's command, for containers; None: this one
-    interface: str | None = None  # network interface of gloo and NCCL: ib0
+    network_interface: str | None = None  # network interface of gloo and NCCL: ib0
     signal_delay: int = 120  # seconds before the time limit that the job saves and is requeued
-    tries: int = 3  # starts in a row that may fail without a new checkpoint
+    max_failures: int = 3  # starts in a row that may fail without a new checkpoint
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise UserError(f"cluster.executor={self.executor}: choose {', '.join(EXECUTORS)}.")
         ranks = 1 if self.tasks_per_node is None else self.tasks_per_node
-        if min(ranks, self.cpus_per_task, self.tries) < 1 or min(self.gpus_per_node, self.signal_delay) < 0:
+        if (
+            min(ranks, self.cpus_per_task, self.max_failures) < 1
+            or min(self.gpus_per_node, self.signal_delay) < 0
+        ):
             raise UserError(
                 "cluster: tasks_per_node, cpus_per_task and tries must be at least 1, gpus_per_node and "
                 "signal_delay not below 0."
             )
         if not re.fullmatch(r"[1-9]\d*(-[1-9]\d*)?", self.nodes) or self.fewest > self.most:
-            raise UserError(f"cluster.nodes={self.nodes}: give a number, 2, or a range of them, 1-4.")
+            raise UserError(
+                f"cluster.nodes={self.nodes}: give a number, 2, or a range of them, 1-4."
+            )
         if self.executor != "slurm" and self.nodes != "1":
-            raise UserError(f"cluster={self.executor} is this machine: cluster.nodes={self.nodes} must be 1.")
+            raise UserError(
+                f"cluster={self.executor} is this machine: cluster.nodes={self.nodes} must be 1."
+            )
         if self.executor == "debug" and self.tasks > 1:
-            raise UserError("cluster=debug runs one task in this process: use cluster=local for several.")
+            raise UserError(
+                "cluster=debug runs one task in this process: use cluster=local for several."
+            )
         if self.seconds < 2 * self.signal_delay:
             raise UserError(
                 f"cluster.time={self.time} leaves no time to train: the job saves cluster.signal_delay="
                 f"{self.signal_delay} seconds before its limit (SLURM may tell it a minute earlier still). "
                 "Give a longer time, or a shorter delay."
             )
-        for option in shlex.split(self.sbatch):
+        for option in shlex.split(self.sbatch_args):
             if not option.startswith("--"):
-                raise UserError(f"cluster.sbatch: {option!r} is no option: write '--nice=10 --exclusive'.")
+                raise UserError(
+                    f"cluster.sbatch_args: {option!r} is no option: write '--nice=10 --exclusive'."
+                )
 
     @property
     def fewest(self) -> int:
@@ -105,7 +116,9 @@ class ClusterConfig:
         for pattern in TIMES:
             match = re.fullmatch(pattern, self.time)
             if match and self.time:
-                return sum(int(count or 0) * IN_SECONDS[unit] for unit, count in match.groupdict().items())
+                return sum(
+                    int(count or 0) * IN_SECONDS[unit] for unit, count in match.groupdict().items()
+                )
         raise UserError(
             f"cluster.time={self.time} is no time: write 90m, 24h, 2d12h, or as sbatch does, HH:MM:SS or D-HH."
         )
@@ -117,23 +130,31 @@ class ClusterConfig:
 
 def sbatch_parameters(
     cluster: ClusterConfig, setup: list[str], teardown: list[str], dependency: str | None = None
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """For submitit's SlurmExecutor. What it has no name for goes through as it is."""
     more: dict[str, Any] = {"nodes": cluster.nodes, "requeue": True}
     more |= {"reservation": cluster.reservation} if cluster.reservation else {}
     more |= {"kill-on-invalid-dep": "yes"} if dependency else {}
-    for option in shlex.split(cluster.sbatch):
+    for option in shlex.split(cluster.sbatch_args):
         key, _, value = option.removeprefix("--").partition("=")
         more[key] = value or True
     # of a range of nodes SLURM gives as few as the tasks need, and one task a node counts as one task in all
     lone = cluster.tasks == 1 and cluster.fewest < cluster.most
     named = {
-        "mem": cluster.mem, "partition": cluster.partition, "account": cluster.account, "qos": cluster.qos,
-        "constraint": cluster.constraint, "exclude": cluster.exclude, "nodelist": cluster.nodelist,
-        "comment": cluster.comment, "mail_user": cluster.mail_user, "mail_type": cluster.mail_type,
+        "mem": cluster.mem,
+        "partition": cluster.partition,
+        "account": cluster.account,
+        "qos": cluster.qos,
+        "constraint": cluster.constraint,
+        "exclude": cluster.exclude,
+        "nodelist": cluster.nodelist,
+        "comment": cluster.comment,
+        "mail_user": cluster.mail_user,
+        "mail_type": cluster.mail_type,
         "ntasks_per_node": None if lone else cluster.tasks,
-        "gpus_per_node": cluster.gpus_per_node or None, "dependency": dependency,
-    }  # fmt: skip
+        "gpus_per_node": cluster.gpus_per_node or None,
+        "dependency": dependency,
+    }
     return {key: value for key, value in named.items() if value is not None} | {
         "job_name": cluster.name,
         "nodes": cluster.fewest,
@@ -144,7 +165,7 @@ def sbatch_parameters(
         "wckey": "mofore",
         "setup": setup,
         "teardown": teardown,
-        "srun_args": [*(["--ntasks-per-node=1"] if lone else []), *shlex.split(cluster.srun)],
+        "srun_args": [*(["--ntasks-per-node=1"] if lone else []), *shlex.split(cluster.srun_args)],
         "additional_parameters": more,
     }
 
@@ -165,7 +186,9 @@ def check_slurm(cluster: ClusterConfig, script: str) -> None:
                 "after `module load slurm`), or use cluster=local."
             )
     partitions = _partitions()
-    name = cluster.partition or next((each for each, facts in partitions.items() if facts["default"]), None)
+    name = cluster.partition or next(
+        (each for each, facts in partitions.items() if facts["default"]), None
+    )
     if cluster.partition and cluster.partition not in partitions:
         raise UserError(
             f"cluster.partition={name}: there is none of that name; there are {', '.join(partitions)}."
@@ -195,7 +218,9 @@ def _partitions() -> dict[str, dict[str, Any]]:
         )
         facts["nodes"] += int(nodes)
         facts["limit"] = (
-            None if limit in ("infinite", "n/a") else ClusterConfig(time=limit, signal_delay=0).seconds
+            None
+            if limit in ("infinite", "n/a")
+            else ClusterConfig(time=limit, signal_delay=0).seconds
         )
     return found
 
@@ -228,15 +253,17 @@ REMEDIES = {
     "node count": "ask for fewer nodes (cluster.nodes), or for a range, 1-2",
     "feature": "`sinfo -o '%f'` lists the features that cluster.constraint may name",
     "node name": "cluster.nodelist and cluster.exclude must name nodes that `sinfo -N` lists",
-    "unrecognized option": "see `man sbatch` for what cluster.sbatch may hold",
-}  # fmt: skip
+    "unrecognized option": "see `man sbatch` for what cluster.sbatch_args may hold",
+}
 
 
 def explain(said: str) -> str:
     """sbatch's own words, and what to do about them."""
     lines = [re.sub(r"^(sbatch: )?(error: )?", "", line) for line in said.splitlines()]
     # what follows is that the submission failed, and why; what precedes may say more of it
-    words = "; ".join(dict.fromkeys(line.replace("allocation failure: ", "") for line in lines if line))
+    words = "; ".join(
+        dict.fromkeys(line.replace("allocation failure: ", "") for line in lines if line)
+    )
     low = words.lower()
     remedy = next((each for sign, each in REMEDIES.items() if sign in low), "see `man sbatch`")
     return f"SLURM refuses the job: {words}. Nothing was submitted: {remedy}."

@@ -9,10 +9,10 @@ from typing import Any
 
 from rich.console import Console
 
-from evaluation.console import table
-from launch.runs import job_states, submissions
-from mofore.data.manifest import replacing
 from mofore.errors import UserError
+from mofore.evaluation.console import table
+from mofore.files import replace_file
+from mofore.launch.runs import job_states, submissions
 
 SHOWN = ("trained", "untrained")
 
@@ -30,13 +30,21 @@ def compare(runs: list[Path], out: Path | None) -> int:
         except FileNotFoundError:
             failures[names[run]] = why_none(run)
             continue
-        results += [named(result, names[run]) for result in document["results"] if result["encoder"] in SHOWN]
+        results += [
+            named(result, names[run])
+            for result in document["results"]
+            if result["encoder"] in SHOWN
+        ]
     texts = [Console()]
     if out:
         out.mkdir(parents=True, exist_ok=True)
-        with replacing(out / "compare.json") as temporary:
-            Path(temporary).write_text(json.dumps({"results": results, "failures": failures}, indent=1))
-        texts.append(Console(file=(out / "compare.txt").open("w"), width=60 + 24 * len(SHOWN) * len(runs)))
+        with replace_file(out / "compare.json") as temporary:
+            Path(temporary).write_text(
+                json.dumps({"results": results, "failures": failures}, indent=1)
+            )
+        texts.append(
+            Console(file=(out / "compare.txt").open("w"), width=60 + 24 * len(SHOWN) * len(runs))
+        )
     for console in texts:
         if results:
             console.print(table(results))
@@ -60,7 +68,9 @@ def why_none(run: Path) -> str:
         return f"it has not been evaluated: mofore evaluate run={run}"
     states = job_states([each.id for each in last.values() if each.executor == "slurm"])
     told = [f"{task} {states.get(each.id, 'ended')} (job {each.id})" for task, each in last.items()]
-    said = [words for each in last.values() if (words := last_words(Path(each.log.replace("%t", "0"))))]
+    said = [
+        words for each in last.values() if (words := last_words(Path(each.log.replace("%t", "0"))))
+    ]
     return "; ".join([*told, *said])
 
 
@@ -68,7 +78,9 @@ def last_words(log: Path) -> str | None:
     """The last message of ours in a log, else the last line of a traceback."""
     if not log.is_file():
         return None
-    lines = [line.rpartition("\r")[2].strip() for line in log.read_text(errors="replace").splitlines()]
+    lines = [
+        line.rpartition("\r")[2].strip() for line in log.read_text(errors="replace").splitlines()
+    ]
     ours = [line for line in lines if line.startswith("mofore: ")]
     errors = [line for line in lines if line.split(":")[0].endswith(("Error", "Exception"))]
     return next(iter([*ours[-1:], *errors[-1:]]), None)

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import torch
 
-from evaluation.console import show
-from evaluation.evaluate import evaluate
-from evaluation.report import write_report
-from mofore.config import EvaluateConfig, PretrainConfig, compose
-from mofore.data.motion import write_motion_videos
+from mofore.config import PretrainConfig, compose
 from mofore.data.prepare import prepare
+from mofore.data.synthetic import write_motion_videos
+from mofore.evaluation.config import EvaluateConfig
+from mofore.evaluation.console import show
+from mofore.evaluation.evaluate import evaluate
+from mofore.evaluation.report import write_report
 from mofore.train import train
 
 TEXTURES = 60
@@ -28,7 +29,9 @@ def demo(out: Path, keys: list[str]) -> int:
         lists = [str(videos / "trainlist01.txt"), str(videos / "testlist01.txt")]
         prepare(videos, data, splits=lists, groups=str(videos / "groups.tsv"))
     print("3/5 pretraining, without labels, on the train split", flush=True)
-    torch.set_num_threads(1)  # a model this small gains nothing from a second, and the decoders need the core
+    torch.set_num_threads(
+        1
+    )  # a model this small gains nothing from a second, and the decoders need the core
     fixed = ["experiment=demo", f"data.manifest={data / 'manifest.parquet'}", f"run_dir={run}"]
     outcome = train(compose(PretrainConfig, [*fixed, *keys]))
     if outcome.stopped_by:
@@ -39,7 +42,12 @@ def demo(out: Path, keys: list[str]) -> int:
     show(results)
     print("5/5 report", flush=True)
     report = write_report(run)
-    for name, path in {"videos": videos, "manifest": data / "manifest.parquet", "run": run, "results": results,
-                       "report": report}.items():  # fmt: skip
+    for name, path in {
+        "videos": videos,
+        "manifest": data / "manifest.parquet",
+        "run": run,
+        "results": results,
+        "report": report,
+    }.items():
         print(f"{name:9} {path}")
     return 0

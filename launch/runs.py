@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 import yaml
 from filelock import FileLock, Timeout
 
+from mofore.checkpoint.format import list_checkpoints
 from mofore.errors import UserError
-from mofore.listing import committed
 
 JOBS = "jobs.jsonl"
-ALIVE = (
+ACTIVE_STATES = (
     "PENDING",
     "RUNNING",
     "CONFIGURING",
@@ -62,13 +62,13 @@ def submissions(run: Path) -> list[Submission]:
     return [Submission(**line) for line in _lines(run / "jobs" / JOBS)]
 
 
-def note_submission(run: Path, submission: Submission) -> None:
+def record_submission(run: Path, submission: Submission) -> None:
     (run / "jobs").mkdir(parents=True, exist_ok=True)
     with (run / "jobs" / JOBS).open("a") as file:
         file.write(json.dumps(submission._asdict()) + "\n")
 
 
-def forget_submission(run: Path, job: str) -> None:
+def remove_submission(run: Path, job: str) -> None:
     """A submission that was taken back leaves no trace."""
     kept = [line for line in _lines(run / "jobs" / JOBS) if line["id"] != job]
     (run / "jobs" / JOBS).write_text("".join(json.dumps(line) + "\n" for line in kept))
@@ -81,7 +81,10 @@ def find_runs(root: Path) -> list[Path]:
     marks = ("config.yaml", f"jobs/{JOBS}")
     depths = ("", "*/", "*/*/", "*/*/*/")
     found = {
-        path.parents[mark.count("/")] for mark in marks for deep in depths for path in root.glob(deep + mark)
+        path.parents[mark.count("/")]
+        for mark in marks
+        for deep in depths
+        for path in root.glob(deep + mark)
     }
     return sorted(found)
 
@@ -113,11 +116,11 @@ def _ask(command: list[str]) -> str | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def living_jobs(runs: Iterable[Path]) -> dict[tuple[Path, str], Submission]:
+def active_jobs(runs: Iterable[Path]) -> dict[tuple[Path, str], Submission]:
     """The job that waits or runs for each run and task, of those that have one; one question to the queue."""
     known = [(run, each) for run in runs for each in submissions(run) if each.executor == "slurm"]
     states = job_states([each.id for _, each in known])
-    return {(run, each.task): each for run, each in known if states[each.id] in ALIVE}
+    return {(run, each.task): each for run, each in known if states[each.id] in ACTIVE_STATES}
 
 
 def holder(run: Path) -> dict[str, Any] | None:
@@ -140,7 +143,8 @@ def holder(run: Path) -> dict[str, Any] | None:
 def progress(runs: list[Path]) -> list[Progress]:
     """How far each run is; one question to the queue for all of them."""
     newest = {
-        run: next((s for s in reversed(submissions(run)) if s.task == "pretrain"), None) for run in runs
+        run: next((s for s in reversed(submissions(run)) if s.task == "pretrain"), None)
+        for run in runs
     }
     states = job_states([s.id for s in newest.values() if s and s.executor == "slurm"])
     return [_progress(run, s, states.get(s.id) if s else None) for run, s in newest.items()]
@@ -152,22 +156,36 @@ def _progress(run: Path, submission: Submission | None, state: str | None) -> Pr
     step = lines[-1]["step"] if lines else 0
     times = [batch / line["samples_per_second"] for line in lines if line.get("samples_per_second")]
     speed = batch * len(times) / sum(times) if times else None
-    folders = committed(run)
+    folders = list_checkpoints(run)
     saved, folder = folders[-1] if folders else (None, None)
     age = time.time() - folder.stat().st_mtime if folder else None
     starts = [
-        line for line in _lines(run / "jobs/starts.jsonl") if submission and line["id"] == submission.id
+        line
+        for line in _lines(run / "jobs/starts.jsonl")
+        if submission and line["id"] == submission.id
     ]
     if state is None or state in ("UNKNOWN", "ENDED"):
         state = (
-            "RUNNING" if holder(run) is not None else "COMPLETED" if saved and saved == steps else "STOPPED"
+            "RUNNING"
+            if holder(run) is not None
+            else "COMPLETED"
+            if saved and saved == steps
+            else "STOPPED"
         )
     running = state == "RUNNING"
     return Progress(
-        run, submission.id if submission else "", state, step, steps, speed if running else None,
-        (steps - step) * batch / speed if speed and running else None, lines[-1]["loss"] if lines else None,
-        max((line["restart"] for line in starts), default=0), saved, age,
-    )  # fmt: skip
+        run,
+        submission.id if submission else "",
+        state,
+        step,
+        steps,
+        speed if running else None,
+        (steps - step) * batch / speed if speed and running else None,
+        lines[-1]["loss"] if lines else None,
+        max((line["restart"] for line in starts), default=0),
+        saved,
+        age,
+    )
 
 
 def _config(run: Path) -> dict[str, Any]:

@@ -6,13 +6,10 @@ import os
 import shutil
 from pathlib import Path
 
-import configs
-import evaluation
-import launch
 import mofore
-from mofore.run import SNAPSHOT, code_commit
+from mofore.run_folder import SNAPSHOT_NAME, code_commit
 
-PACKAGES = (mofore, evaluation, launch, configs)
+PACKAGES = (mofore,)  # with launch, evaluation and configs as its subpackages
 
 
 def take_snapshot(jobs: Path) -> Path:
@@ -33,8 +30,10 @@ def take_snapshot(jobs: Path) -> Path:
     temporary = kept.with_name(f"{kept.name}.{os.getpid()}.tmp")
     try:
         for source in sources:
-            shutil.copytree(source, temporary / source.name, ignore=shutil.ignore_patterns("__pycache__"))
-        (temporary / SNAPSHOT).write_text(json.dumps({"commit": code_commit()}))
+            shutil.copytree(
+                source, temporary / source.name, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        (temporary / SNAPSHOT_NAME).write_text(json.dumps({"commit": code_commit()}))
         temporary.rename(kept)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

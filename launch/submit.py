@@ -27,13 +27,19 @@ import submitit
 import yaml
 from submitit.core.utils import FailedJobError, FailedSubmissionError, UncompletedJobError
 
-from launch.cluster import ClusterConfig, check_slurm, explain, sbatch_parameters, sbatch_script
-from launch.jobs import Job, setup, teardown
-from launch.runs import Submission, holder, living_jobs, note_submission
-from launch.snapshot import take_snapshot
-from launch.tasks import Task, parse_task, word_of
-from mofore.config import compose, describe
+from mofore.config import compose, describe_keys
 from mofore.errors import UserError
+from mofore.launch.cluster import (
+    ClusterConfig,
+    check_slurm,
+    explain,
+    sbatch_parameters,
+    sbatch_script,
+)
+from mofore.launch.job import Job, setup, teardown
+from mofore.launch.runs import Submission, active_jobs, holder, record_submission
+from mofore.launch.snapshot import take_snapshot
+from mofore.launch.tasks import Task, parse_task, to_override
 
 
 @dataclass
@@ -41,7 +47,7 @@ class SubmitConfig:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
 
 
-class Order(NamedTuple):
+class JobRequest(NamedTuple):
     """What the user asked for, checked."""
 
     cluster: ClusterConfig
@@ -51,30 +57,31 @@ class Order(NamedTuple):
 
 def cluster_of(words: list[str]) -> ClusterConfig:
     """Options and shell lines are taken as they stand, without quotes for hydra."""
-    plain = ("cluster.sbatch", "cluster.srun", "cluster.prologue")
+    plain = ("cluster.sbatch_args", "cluster.srun_args", "cluster.prologue")
     pairs = [(word, *word.partition("=")[::2]) for word in words]
     return compose(
-        SubmitConfig, [word_of(key, value) if key in plain else word for word, key, value in pairs]
+        SubmitConfig,
+        [to_override(key, value) if key in plain else word for word, key, value in pairs],
     ).cluster
 
 
-def split_words(words: list[str]) -> tuple[list[str], list[str]]:
+def split_overrides(words: list[str]) -> tuple[list[str], list[str]]:
     """(those of the cluster, the others)."""
     ours = [word for word in words if word.startswith(("cluster=", "cluster."))]
     return ours, [word for word in words if word not in ours]
 
 
-def order(words: list[str]) -> Order:
+def order(words: list[str]) -> JobRequest:
     """Everything that can be known to be wrong before a submission raises UserError here."""
-    cluster_words, rest = split_words(words)
+    cluster_words, rest = split_overrides(words)
     cluster = cluster_of(cluster_words)
     task = parse_task(rest, cluster.worlds)
-    return Order(cluster if task.ranks else cluster.alone(), cluster_words, [task])
+    return JobRequest(cluster if task.ranks else cluster.alone(), cluster_words, [task])
 
 
 def check_free(tasks: list[Task]) -> None:
     """UserError where a job or a process does this in a task's run folder already, or nothing can be written to it."""
-    for (run, name), job in living_jobs([task.run for task in tasks]).items():
+    for (run, name), job in active_jobs([task.run for task in tasks]).items():
         if name == tasks[0].name:
             raise UserError(
                 f"{run} has a job already: {name}, job {job.id}. See `mofore jobs {run}`; to end it: "
@@ -102,14 +109,14 @@ def _check_folder(task: Task) -> None:
         ) from reason
 
 
-def parameters_of(asked: Order, code: Path, dependency: str | None = None) -> dict[str, Any]:
+def parameters_of(asked: JobRequest, code: Path, dependency: str | None = None) -> dict[str, Any]:
     runs = [task.run for task in asked.tasks]
     return sbatch_parameters(
         asked.cluster, setup(asked.cluster, code, runs), teardown(asked.cluster), dependency
     )
 
 
-def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> list[str]:
+def submit_slurm(asked: JobRequest, folder: Path, dependency: str | None = None) -> list[str]:
     """One job, or an array with an element a task; returns their ids. Nothing stays behind where SLURM refuses."""
     check_free(asked.tasks)
     plan = parameters_of(asked, folder / "code" / "DIGEST", dependency)
@@ -127,15 +134,20 @@ def submit_slurm(asked: Order, folder: Path, dependency: str | None = None) -> l
     return [job.job_id for job in jobs]
 
 
-def run_here(asked: Order, folder: Path) -> int:
+def run_here(asked: JobRequest, folder: Path) -> int:
     """cluster=local or debug: start one task's ranks, wait for their end, return the exit code. Ctrl-C ends the job,
     which saves first.
     """
     (task,) = asked.tasks
     check_free([task])
     executor = submitit.AutoExecutor(folder, cluster=asked.cluster.executor)
-    executor.update_parameters(name=asked.cluster.name, nodes=1, tasks_per_node=asked.cluster.tasks,
-                               timeout_min=-(-asked.cluster.seconds // 60), stderr_to_stdout=True)  # fmt: skip
+    executor.update_parameters(
+        name=asked.cluster.name,
+        nodes=1,
+        tasks_per_node=asked.cluster.tasks,
+        timeout_min=-(-asked.cluster.seconds // 60),
+        stderr_to_stdout=True,
+    )
     job = executor.submit(Job(task.words))
     log = job.paths.stdout
     _note(asked, task, job)
@@ -154,24 +166,36 @@ def run_here(asked: Order, folder: Path) -> int:
     return max(codes)
 
 
-def _note(asked: Order, task: Task, job: submitit.Job) -> None:
+def _note(asked: JobRequest, task: Task, job: submitit.Job) -> None:
     log = re.sub(r"_\d+_log\.out$", "_%t_log.out", str(job.paths.stdout))  # a file a rank
     told = time.strftime("%Y-%m-%d %H:%M:%S")
-    note_submission(task.run, Submission(str(job.job_id), asked.cluster.executor, task.name, task.words,
-                                         asked.cluster_words, log, told))  # fmt: skip
+    record_submission(
+        task.run,
+        Submission(
+            str(job.job_id),
+            asked.cluster.executor,
+            task.name,
+            task.words,
+            asked.cluster_words,
+            log,
+            told,
+        ),
+    )
 
 
-def take_back(jobs: list[str]) -> None:
+def cancel_jobs(jobs: list[str]) -> None:
     """Cancel what was submitted for something that turned out not to be whole."""
     if jobs:
         subprocess.run(["scancel", *jobs], check=False)
 
 
-def show_plan(asked: Order) -> None:
+def show_plan(asked: JobRequest) -> None:
     """What --dry-run prints: the script, and the configuration of each task with every default."""
     folder = asked.tasks[0].run / "jobs"
     if asked.cluster.executor == "slurm":
-        print(sbatch_script(asked.cluster, parameters_of(asked, folder / "code" / "DIGEST"), folder))
+        print(
+            sbatch_script(asked.cluster, parameters_of(asked, folder / "code" / "DIGEST"), folder)
+        )
     for task in asked.tasks:
         print(f"# mofore {shlex.join(task.words)}")
         print(yaml.safe_dump(task.config, sort_keys=False))
@@ -180,7 +204,7 @@ def show_plan(asked: Order) -> None:
 def main(words: list[str]) -> int:
     """0 submitted (slurm) or done (local, debug); 1 a job failed; 2 a mistake, and nothing was submitted."""
     if not words or words[0] in ("-h", "--help"):
-        print(describe(SubmitConfig) if words[1:] == ["cluster"] else __doc__)
+        print(describe_keys(SubmitConfig) if words[1:] == ["cluster"] else __doc__)
         return 0
     dry, several = "--dry-run" in words, {"--multirun", "-m"} & {*words}
     words = [word for word in words if word not in ("--dry-run", "--multirun", "-m")]
@@ -209,11 +233,15 @@ def submit(words: list[str], dry: bool = False) -> int:
 
 
 def _sweep(words: list[str], dry: bool) -> int:
-    from launch.sweep import plan, run_sweep_here, submit_sweep
+    from mofore.launch.sweep import plan, run_sweep_here, submit_sweep
 
     sweep = plan(words)
     if dry:
-        show_plan(Order(sweep.cluster, sweep.cluster_words, [point.pretrain for point in sweep.points]))
+        show_plan(
+            JobRequest(
+                sweep.cluster, sweep.cluster_words, [point.pretrain for point in sweep.points]
+            )
+        )
         return 0
     if sweep.cluster.executor != "slurm":
         return run_sweep_here(sweep)

@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import fsspec
 
-from launch import cli
-from mofore.config import EvaluateConfig, PretrainConfig, asdict_plain, compose, flatten
+from mofore.config import PretrainConfig, to_plain_dict, compose, flatten_dict
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
+from mofore.evaluation.config import EvaluateConfig
+from mofore.launch import cli
 
 TASKS = ("pretrain", "evaluate", "prepare")
 
@@ -41,22 +42,25 @@ def parse_task(words: list[str], worlds: list[int]) -> Task:
 def _pretrain(words: list[str], worlds: list[int]) -> Task:
     config = compose(PretrainConfig, words)
     for world in worlds:
-        config.cut_batch(world)
+        config.split_batch(world)
     manifest = read_manifest(config.data.manifest)
     check_reach(manifest[0].uri, config.data.manifest)
     run = Path(config.run_dir).absolute()
-    fixed = [word_of("run_dir", str(run)), word_of("data.manifest", everywhere(config.data.manifest))]
+    fixed = [
+        to_override("run_dir", str(run)),
+        to_override("data.manifest", absolute_path(config.data.manifest)),
+    ]
     kept = [word for word in words if not word.startswith(("run_dir=", "data.manifest="))]
-    return Task("pretrain", ["pretrain", *kept, *fixed], run, True, asdict_plain(config))
+    return Task("pretrain", ["pretrain", *kept, *fixed], run, True, to_plain_dict(config))
 
 
 def _evaluate(words: list[str]) -> Task:
     config = compose(EvaluateConfig, words)
     run = Path(config.run).absolute()
-    fixed = [word_of("run", str(run))]
-    fixed += [word_of("manifest", everywhere(config.manifest))] if config.manifest else []
+    fixed = [to_override("run", str(run))]
+    fixed += [to_override("manifest", absolute_path(config.manifest))] if config.manifest else []
     kept = [word for word in words if not word.startswith(("run=", "manifest="))]
-    return Task("evaluate", ["evaluate", *kept, *fixed], run, False, asdict_plain(config))
+    return Task("evaluate", ["evaluate", *kept, *fixed], run, False, to_plain_dict(config))
 
 
 def _prepare(words: list[str]) -> Task:
@@ -65,7 +69,11 @@ def _prepare(words: list[str]) -> Task:
         raise UserError(f"task=prepare: there is no folder {asked.root}.")
     # the job runs in the folder it was submitted from, so paths stay as they were given
     return Task(
-        "prepare", ["prepare", *words], Path(asked.out).absolute(), False, vars(asked) | {"run": None}
+        "prepare",
+        ["prepare", *words],
+        Path(asked.out).absolute(),
+        False,
+        vars(asked) | {"run": None},
     )
 
 
@@ -80,12 +88,12 @@ def check_reach(uri: str, manifest: str) -> None:
         ) from reason
 
 
-def everywhere(path: str) -> str:
+def absolute_path(path: str) -> str:
     """A path that holds in any working directory; a URL is left as it is."""
     return path if "://" in path else str(Path(path).absolute())
 
 
-def word_of(key: str, value: object) -> str:
+def to_override(key: str, value: object) -> str:
     """KEY=VALUE as hydra reads it, whatever characters the value has."""
     if value is None:
         return f"{key}=null"
@@ -94,11 +102,11 @@ def word_of(key: str, value: object) -> str:
     if isinstance(value, (int, float)):
         return f"{key}={value}"
     if isinstance(value, list):
-        return f"{key}=[{','.join(word_of('', item)[1:] for item in value)}]"
+        return f"{key}=[{','.join(to_override('', item)[1:] for item in value)}]"
     escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
     return f"{key}='{escaped}'"
 
 
-def words_of(config: PretrainConfig) -> list[str]:
+def overrides_of(config: PretrainConfig) -> list[str]:
     """The words that compose this configuration, a word a key."""
-    return [word_of(key, value) for key, value in flatten(asdict_plain(config)).items()]
+    return [to_override(key, value) for key, value in flatten_dict(to_plain_dict(config)).items()]

@@ -1,18 +1,17 @@
 """YAML and overrides -> plain dataclasses. The only user of hydra.
 
-configs/*.yaml + "key=value" -> hydra composes against the dataclasses below -> OmegaConf.to_object, where
-each dataclass checks itself -> objects with attributes; no DictConfig goes further than this file.
+configs/*.yaml and "key=value" overrides -> hydra composes them against the dataclasses ->
+OmegaConf.to_object, where each dataclass checks itself -> objects with attributes. No DictConfig
+leaves this module.
 """
 
 import difflib
-import inspect
 import itertools
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
 import yaml
@@ -22,32 +21,36 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-import configs
-from mofore.commit import CheckpointConfig
+from mofore.bad_updates import BadUpdateConfig
+from mofore.checkpoint.format import CheckpointConfig
+from mofore.collapse_monitor import CollapseConfig
 from mofore.data.dataset import DataConfig
-from mofore.ema import TeacherConfig
-from mofore.engine import EngineConfig
 from mofore.errors import UserError
-from mofore.guard import GuardConfig
-from mofore.models.encoder import Attention, BackboneConfig, check_tubelets
+from mofore.files import write_text
+from mofore.models.backbone import Attention, BackboneConfig, check_tubelets
+from mofore.models.ema import TeacherConfig
 from mofore.models.forecaster import ForecasterConfig
+from mofore.models.objective import LossConfig, ModelConfig
 from mofore.optim import OptimizerConfig
-from mofore.pretraining import LossConfig, ModelConfig
-from mofore.watchdog import WatchConfig
+from mofore.parallel.engine_config import EngineConfig
+from mofore.settings import setting
 
-FOLDER = Path(configs.__file__).parent
+CONFIG_DIR = Path(__file__).parent / "configs"
+GROUPS = ("backbone", "experiment")  # of a pretraining: whole files of keys
 
 
 @dataclass
 class PretrainConfig:
-    """A run. `mofore pretrain KEY=VALUE ...` sets any of these."""
+    """One pretraining run."""
 
-    run_dir: str = "runs/pretrain"  # where everything of the run lies; a run that stands there goes on
-    steps: int = 10000
-    seed: int = 0
-    global_batch: int = 64  # videos a step, over all ranks
-    micro_batch: int | None = None  # videos a rank takes at once; None: its whole share
-    workers: int = 2  # processes a rank that decode; 0 decodes in the rank itself
+    run_dir: str = setting("runs/pretrain", "Run folder. A run that it contains is resumed.")
+    steps: int = setting(10000, "Optimizer updates of the whole run.")
+    seed: int = setting(0, "Seed of weights, sample order, windows and augmentations.")
+    global_batch: int = setting(64, "Videos per step, over all ranks.")
+    micro_batch: int | None = setting(
+        None, "Videos per rank and forward pass; null takes the rank's whole share at once."
+    )
+    workers: int = setting(2, "Decoding processes per rank; 0 decodes in the rank itself.")
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     forecaster: ForecasterConfig = field(default_factory=ForecasterConfig)
@@ -56,8 +59,8 @@ class PretrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    guard: GuardConfig = field(default_factory=GuardConfig)
-    watch: WatchConfig = field(default_factory=WatchConfig)
+    bad_updates: BadUpdateConfig = field(default_factory=BadUpdateConfig)
+    collapse: CollapseConfig = field(default_factory=CollapseConfig)
 
     def __post_init__(self) -> None:
         if min(self.steps, self.global_batch) < 1 or self.workers < 0:
@@ -67,181 +70,191 @@ class PretrainConfig:
             )
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0.")
-        if self.global_batch < 2 and self.loss.contrast > 0:
+        if self.global_batch < 2 and self.loss.contrastive_weight > 0:
             raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
         check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
-        if self.data.keep < 1 and self.backbone.attention is Attention.per_frame:
+        if self.data.token_keep_ratio < 1 and self.backbone.attention is Attention.per_frame:
             raise UserError(
-                f"data.keep={self.data.keep} drops tokens of the clip, which backbone.attention=per_frame sees frame "
-                "by frame: give data.keep=1 or backbone.attention=joint."
+                f"data.token_keep_ratio={self.data.token_keep_ratio} drops tokens, which "
+                "backbone.attention=per_frame does not support: give data.token_keep_ratio=1 or "
+                "backbone.attention=joint."
             )
 
     @property
     def tokens(self) -> int:
-        """Of a clip: N."""
-        side = self.data.size // self.backbone.patch
-        return self.data.frames // self.backbone.tubelet * side * side
+        """Tokens per clip: N."""
+        side = self.data.size // self.backbone.patch_size
+        return self.data.frames // self.backbone.tubelet_size * side * side
 
     def model(self) -> ModelConfig:
-        return ModelConfig(self.data.frames, self.data.size, self.backbone, self.forecaster, self.loss)
+        """The part that decides the shapes of the weights and the losses."""
+        return ModelConfig(
+            self.data.frames, self.data.size, self.backbone, self.forecaster, self.loss
+        )
 
-    def cut_batch(self, world: int) -> tuple[int, int]:
-        """(micro-batch of a rank, micro-batches a step). UserError where the global batch does not divide."""
-        share = self.global_batch // world
+    def split_batch(self, world_size: int) -> tuple[int, int]:
+        """(micro-batch per rank, micro-batches per step).
+
+        UserError if global_batch does not divide.
+        """
+        share = self.global_batch // world_size
         micro = share if self.micro_batch is None else self.micro_batch
-        if share == 0 or self.global_batch % world or micro < 1 or share % micro:
+        if share == 0 or self.global_batch % world_size or micro < 1 or share % micro:
             raise UserError(
-                f"global_batch={self.global_batch} does not divide into micro-batches of {micro} on {world} "
-                f"rank(s): make it a multiple of micro_batch * ranks."
+                f"global_batch={self.global_batch} does not divide into micro-batches of {micro} on "
+                f"{world_size} rank(s): make it a multiple of micro_batch * ranks."
             )
         return micro, share // micro
-
-
-@dataclass
-class EvaluateConfig:
-    """An evaluation of a run's newest checkpoint. `mofore evaluate run=RUN KEY=VALUE ...`."""
-
-    run: str = MISSING  # run folder
-    manifest: str | None = None  # None: the manifest that the run was trained on
-    views: int = 4  # clips of a video, evenly spread; its embedding is their mean
-    batch: int = 16  # videos at once
-    workers: int = 2
-    k: int = 20  # neighbours of kNN
-    temperature: float = 0.07  # of their weights
-    resamples: int = 1000  # of the bootstrap
-    seed: int = 0
-    force: bool = False  # extract the features again even where they are cached
-
-    def __post_init__(self) -> None:
-        if self.views < 2:
-            raise UserError(f"views={self.views}: stability compares times of a video, give views=2 or more.")
-        if (
-            min(self.batch, self.k, self.resamples) < 1
-            or min(self.workers, self.seed) < 0
-            or self.temperature <= 0
-        ):
-            raise UserError(
-                "batch, k and resamples must be at least 1, temperature above 0, workers and seed not below."
-            )
 
 
 T = TypeVar("T")
 
 
-def compose(kind: type[T], overrides: list[str]) -> T:
-    """The configuration that configs/NAME.yaml and the overrides make; NAME is the class's, without Config.
+def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None) -> T:
+    """The configuration from configs/NAME.yaml and the overrides; NAME is the class name without
+    Config.
 
-    Raises UserError for an unknown key, a wrong type or an impossible combination, naming it.
+    config_dir: a folder of the user's own YAML files, searched before MoFore's.
+    Raises UserError for an unknown key, a wrong type or an invalid combination, naming it.
     """
     name = kind.__name__.removesuffix("Config").lower()
-    for word in overrides:
-        if (
-            word[:1] in "+~="
-        ):  # hydra's words to add and remove keys, which a typed configuration has no use for
-            raise UserError(f"configuration: {word}: write KEY=VALUE with a key that exists.")
+    for override in overrides:
+        if override[:1] in "+~=":  # hydra adds and removes keys with these; our keys are fixed
+            raise UserError(f"configuration: {override}: write KEY=VALUE with an existing key.")
+    if config_dir is not None and not config_dir.is_dir():
+        raise UserError(f"--config-dir {config_dir}: there is no such folder.")
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
+    first, added = CONFIG_DIR, []
+    if config_dir is not None:
+        first, added = config_dir.absolute(), [f"hydra.searchpath=['file://{CONFIG_DIR}']"]
     try:
-        with hydra.initialize_config_dir(str(FOLDER), version_base="1.3", job_name=name):
-            composed = hydra.compose(name, overrides)
+        with hydra.initialize_config_dir(str(first), version_base="1.3", job_name=name):
+            composed = hydra.compose(name, [*added, *overrides])
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command.")
         return OmegaConf.to_object(composed)  # type: ignore[return-value]
-    except (HydraException, OmegaConfBaseException) as reason:
-        raise UserError(_explain(reason, kind)) from reason
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(_explain(error, kind)) from error
 
 
-def expand(words: list[str]) -> list[tuple[list[str], list[str]]]:
-    """Every combination of words like `backbone=vit_tiny,vit_small`, in order: (the words that are common to all, the
-    words of this combination). UserError where a word has no such form or none names more than one value.
+def expand_sweep(overrides: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Every combination of overrides like `backbone=vit_tiny,vit_small`, in order.
+
+    Returns (the overrides common to all, the overrides of this combination) for each. Raises
+    UserError if an override cannot be parsed or none has more than one value.
     """
     try:
-        parsed = OverridesParser.create().parse_overrides(words)
-    except HydraException as reason:
-        raise UserError(_explain(reason, PretrainConfig)) from reason
-    common = [word for word, each in zip(words, parsed, strict=True) if not each.is_sweep_override()]
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except HydraException as error:
+        raise UserError(_explain(error, PretrainConfig)) from error
+    pairs = list(zip(overrides, parsed, strict=True))
+    common = [override for override, each in pairs if not each.is_sweep_override()]
     varied = [
         [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
         for each in parsed
         if each.is_sweep_override()
     ]
     if not varied:
-        raise UserError("a sweep needs a key with several values: backbone=vit_tiny,vit_small.")
+        raise UserError("A sweep needs a key with several values: backbone=vit_tiny,vit_small.")
     return [(common, list(combination)) for combination in itertools.product(*varied)]
 
 
-def _explain(reason: Exception, kind: type) -> str:
-    """One sentence of hydra's or omegaconf's many, and the nearest key that exists."""
-    cause: BaseException = reason
+def _explain(error: Exception, kind: type) -> str:
+    """One sentence for hydra's or omegaconf's error, with the nearest existing key."""
+    cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    if isinstance(cause, UserError):  # a dataclass checked itself
+    if isinstance(cause, UserError):  # raised by a dataclass's own check
         return str(cause)
-    said = f"{cause}".strip() or str(reason)
+    message = f"{cause}".strip() or str(error)
     key = str(getattr(cause, "full_key", None) or "")
-    text = " ".join(
-        line.strip()
-        for line in said.splitlines()
-        if not line.strip().startswith(("object_type", "full_key", "reference_type"))
-    )
+    noise = ("object_type", "full_key", "reference_type")
+    lines = [line.strip() for line in message.splitlines()]
+    text = " ".join(line for line in lines if not line.startswith(noise))
     text = text.split(" Config search path")[0]
-    close = (
-        difflib.get_close_matches(key, list(flatten(asdict_plain(kind()))), n=1, cutoff=0.6) if key else []
-    )
+    known = list(flatten_dict(to_plain_dict(kind())))
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) if key else []
     hint = f" Did you mean {close[0]}?" if close and close[0] != key else ""
     return f"configuration: {key + ': ' if key and key not in text else ''}{text}{hint}"
 
 
-def describe(kind: type) -> str:
-    """Every key of a configuration with its default and what its comment in the source says, a line each."""
-    lines = [f"{key:<30} {default!s:<22} {comment}".rstrip() for key, default, comment in _keys(kind(), "")]
-    groups = [f"{folder.name}=" + "|".join(sorted(path.stem for path in folder.glob("*.yaml")))
-              for folder in sorted(FOLDER.iterdir()) if folder.name in ("backbone", "experiment")]  # fmt: skip
-    return "\n".join(lines + (["", "whole groups at once:", *groups] if kind is PretrainConfig else []))
+def describe_keys(kind: type, config_dir: Path | None = None) -> str:
+    """A table of every key with its type, default and description, as `--help` prints it."""
+    rows = [("key", "type", "default", "description"), *_key_rows(kind(), "")]
+    widths = [max(len(row[i]) for row in rows) for i in range(3)]
+    lines = ["  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows]
+    if kind is PretrainConfig:
+        lines += ["", "Groups of keys, from YAML files:"]
+        lines += [f"{group}={'|'.join(_group_options(group, config_dir))}" for group in GROUPS]
+    return "\n".join(lines)
 
 
-def _keys(config: Any, above: str) -> Iterator[tuple[str, Any, str]]:
-    comments = dict(re.findall(r"^    (\w+): [^#\n]*# (.*)$", inspect.getsource(type(config)), re.MULTILINE))
+def _group_options(group: str, config_dir: Path | None) -> list[str]:
+    folders = [folder for folder in (config_dir, CONFIG_DIR) if folder]
+    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
+
+
+def _key_rows(config: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
+    hints = get_type_hints(type(config))
     for each in fields(config):
-        value: Any = getattr(config, each.name)
+        value = getattr(config, each.name)
         if is_dataclass(value):
-            yield from _keys(value, f"{above}{each.name}.")
-        else:
-            said = comments.get(each.name, "")
-            if isinstance(value, Enum):
-                value, said = value.name, f"{'|'.join(type(value).__members__)}  {said}"
-            yield f"{above}{each.name}", value, said
+            yield from _key_rows(value, f"{prefix}{each.name}.")
+            continue
+        description = each.metadata.get("description", "")
+        default = "(required)" if value == MISSING else _plain(value)
+        default = "null" if default is None else str(default)
+        yield f"{prefix}{each.name}", _type_name(hints[each.name]), default, description
 
 
-def asdict_plain(config: Any) -> dict[str, Any]:
-    """Nested plain dictionary of a configuration: enums by name."""
+def _type_name(hint: Any) -> str:
+    """int, int|null, list[float], or the options of an enum: mse|smooth_l1."""
+    if isinstance(hint, type) and issubclass(hint, Enum):
+        return "|".join(hint.__members__)
+    options = get_args(hint)
+    if type(None) in options:
+        names = [_type_name(option) for option in options if option is not type(None)]
+        return "|".join([*names, "null"])
+    return hint.__name__ if isinstance(hint, type) and not options else str(hint)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return value.name if isinstance(value, Enum) else value
 
-    return plain(asdict(config))
+def to_plain_dict(config: Any) -> dict[str, Any]:
+    """A configuration as nested plain dictionaries; enums by name."""
+    return _plain(asdict(config))
 
 
-def flatten(nested: dict[str, Any], above: str = "") -> dict[str, Any]:
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return value.name if isinstance(value, Enum) else value
+
+
+def flatten_dict(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"data": {"size": 1}} -> {"data.size": 1}."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        flat |= flatten(value, f"{above}{key}.") if isinstance(value, dict) else {f"{above}{key}": value}
+        nested_value = isinstance(value, dict)
+        flat |= flatten_dict(value, f"{prefix}{key}.") if nested_value else {prefix + key: value}
     return flat
 
 
 def write_config(config: PretrainConfig, path: Path) -> None:
-    path.write_text(yaml.safe_dump(asdict_plain(config), sort_keys=False))
+    """Write the resolved configuration as YAML, atomically."""
+    write_text(path, to_yaml(config))
+
+
+def to_yaml(config: Any) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(to_plain_dict(config), sort_keys=False)
 
 
 def read_config(path: Path) -> PretrainConfig:
-    """The configuration that `write_config` wrote. UserError where there is none, or it does not fit."""
+    """The configuration that `write_config` wrote. UserError if there is none or it does not fit."""
     if not path.is_file():
-        raise UserError(f"{path.parent} is no run folder: it has no {path.name}.")
+        raise UserError(f"{path.parent} is not a run folder: it has no {path.name}.")
     try:
         merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as reason:
-        raise UserError(f"{path}: {_explain(reason, PretrainConfig)}") from reason
+    except OmegaConfBaseException as error:
+        raise UserError(f"{path}: {_explain(error, PretrainConfig)}") from error

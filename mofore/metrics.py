@@ -1,19 +1,26 @@
-"""What a run says of itself: one line a step in metrics.jsonl, the same numbers for TensorBoard, a progress bar.
+"""What a run reports: one line per step in metrics.jsonl, the same numbers for TensorBoard, and its
+progress.
 
-Only rank 0 writes. A resumed run drops the lines of steps that it takes again, so a step stands there once.
+Only rank 0 writes. A resumed run drops the lines of steps that it repeats, so each step is there
+once.
 """
 
 import json
+import logging
 import math
-import os
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from mofore.files import read_jsonl, write_jsonl
+from mofore.types import Batch
+
+logger = logging.getLogger(__name__)
 LINE_EVERY = 10.0  # seconds between two lines of progress in a file
 
 
@@ -22,69 +29,75 @@ class MetricsLog:
 
     def __init__(self, run_dir: Path, start: int, steps: int) -> None:
         self.path = run_dir / "metrics.jsonl"
-        forget_after(self.path, start)
+        drop_lines_after(self.path, start)
         self._open(start)
-        self.bar = Progress(start, steps)
+        self.progress = ProgressBar(start, steps)
+
+    def __enter__(self) -> "MetricsLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.close()
+        self.board.close()
+        self.file.close()
 
     def _open(self, start: int) -> None:
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, **values: Tensor | float) -> None:
-        """One step's numbers; `step` counts from 1."""
+        """One step's numbers; `step` counts from 1. JSON has no NaN or infinity: they become null."""
         numbers = {name: float(value) for name, value in values.items()}
-        # JSON has no word for what is not finite
-        told = {name: number if math.isfinite(number) else None for name, number in numbers.items()}
-        self.file.write(json.dumps({"step": step} | told) + "\n")
+        finite = {
+            name: number if math.isfinite(number) else None for name, number in numbers.items()
+        }
+        self.file.write(json.dumps({"step": step} | finite) + "\n")
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
-        shown = {"loss": "loss", "acc": "contrast_accuracy", "rank": "effective_rank"}
-        self.bar.show(step, {short: f"{numbers[name]:.3g}" for short, name in shown.items()})
+        shown = {"loss": "loss", "accuracy": "contrastive_accuracy", "rank": "effective_rank"}
+        self.progress.update(step, {key: f"{numbers[name]:.3g}" for key, name in shown.items()})
 
     def rewind(self, step: int) -> None:
-        """The run goes back: drop the lines of later steps."""
+        """After a rollback: drop the lines of later steps."""
         self.file.close()
         self.board.close()
-        forget_after(self.path, step)
+        drop_lines_after(self.path, step)
         self._open(step)
-        self.bar.back(step)
-
-    def close(self) -> None:
-        self.bar.close()
-        self.board.close()
-        self.file.close()
+        self.progress.rewind(step)
 
 
-class Progress:
-    """A bar on a terminal; in a file, where a bar would be one endless line, a line every few seconds."""
+class ProgressBar:
+    """A bar on a terminal; in a file, where a bar would be one endless line, a log line every few
+    seconds.
+    """
 
     def __init__(self, start: int, steps: int) -> None:
-        self.steps, self.last, self.at = steps, time.monotonic(), start
+        self.steps, self.line_time, self.line_step = steps, time.monotonic(), start
         self.bar = None
         if sys.stderr.isatty():
-            self.bar = tqdm(total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True)
+            self.bar = tqdm(
+                total=steps, initial=start, desc="pretrain", unit="step", dynamic_ncols=True
+            )
 
-    def show(self, step: int, numbers: dict[str, str]) -> None:
-        """After a step: the numbers beside it, in their order."""
+    def update(self, step: int, numbers: dict[str, str]) -> None:
+        """After a step, with the numbers to show, in their order."""
         now = time.monotonic()
         if self.bar is not None:
             self.bar.update(step - self.bar.n)
             self.bar.set_postfix(numbers, refresh=False)
-        elif now - self.last >= LINE_EVERY or step == self.steps:
-            speed = (step - self.at) / (now - self.last)  # since the line before
-            self.last, self.at = now, step
-            said = "  ".join(f"{name} {number}" for name, number in numbers.items())
+        elif now - self.line_time >= LINE_EVERY or step == self.steps:
+            speed = (step - self.line_step) / (now - self.line_time)  # since the previous line
+            self.line_time, self.line_step = now, step
+            text = "  ".join(f"{name} {number}" for name, number in numbers.items())
             left = tqdm.format_interval((self.steps - step) / speed)
-            print(
-                f"step {step}/{self.steps}  {said}  {speed:.3g} steps/s  {left} left",
-                file=sys.stderr,
-                flush=True,
+            logger.info(
+                "step %d/%d  %s  %.3g steps/s  %s left", step, self.steps, text, speed, left
             )
 
-    def back(self, step: int) -> None:
-        """The run goes back to this step."""
-        self.at = step
+    def rewind(self, step: int) -> None:
+        """Continue from this earlier step."""
+        self.line_step = step
         if self.bar is not None:
             self.bar.n = step
             self.bar.refresh()
@@ -94,36 +107,28 @@ class Progress:
             self.bar.close()
 
 
-def forget_after(path: Path, step: int) -> None:
-    """Drop the lines of later steps than `step`, and a last line that a kill has torn."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
-        if not line.endswith("\n") or json.loads(line)["step"] > step:
-            break
-        kept.append(line)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, path)
+def drop_lines_after(path: Path, step: int) -> None:
+    """Drop the lines of steps after `step`, and a last line that a kill has torn."""
+    if path.exists():
+        write_jsonl(path, (line for line in read_jsonl(path) if line["step"] <= step))
 
 
-class Stopwatch:
-    """Seconds since the last look, and how many of them were spent waiting for data."""
+class StepTimer:
+    """Seconds per step, and how many of them were spent waiting for data."""
 
     def __init__(self) -> None:
-        self.begin = time.perf_counter()
+        self.start = time.perf_counter()
         self.waited = 0.0
 
-    def wait(self, batches):
-        """The next batch of an iterator, the wait for it counted."""
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next batch; the time that it takes counts as waiting for data."""
         before = time.perf_counter()
         batch = next(batches)
         self.waited += time.perf_counter() - before
         return batch
 
     def lap(self) -> tuple[float, float]:
-        """(seconds, share of them spent waiting), and start again."""
-        seconds, waited = time.perf_counter() - self.begin, self.waited
-        self.begin, self.waited = time.perf_counter(), 0.0
+        """(seconds since the last lap, fraction of them spent waiting); starts again."""
+        seconds, waited = time.perf_counter() - self.start, self.waited
+        self.start, self.waited = time.perf_counter(), 0.0
         return seconds, waited / seconds

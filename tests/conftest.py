@@ -6,15 +6,16 @@ from pathlib import Path
 
 import pytest
 
-# Equal to the last bit means equal thread counts too: here, in ranks, and in whatever else a test starts.
+# Equal to the last bit means equal thread counts too: here, in ranks, and in whatever else a test
+# starts.
 os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 import torch.distributed as dist
 
 from mofore.config import PretrainConfig, compose
-from mofore.data.motion import write_motion_videos
 from mofore.data.prepare import prepare
+from mofore.data.synthetic import write_motion_videos
 from tests.ranks import warm_up
 from tests.small import SMALL
 
@@ -24,7 +25,9 @@ warm_up()
 
 @pytest.fixture(scope="session")
 def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder of 40 videos (8 motions of 5 textures, 64 x 64, 32 frames at 24 fps) with lists beside them."""
+    """Folder of 40 videos (8 motions of 5 textures, 64 x 64, 32 frames at 24 fps) with lists beside
+    them.
+    """
     root = tmp_path_factory.mktemp("motion") / "videos"
     write_motion_videos(root, textures=5, frames=32)
     return root
@@ -51,7 +54,9 @@ def _ranks() -> Iterator[None]:
 
 @pytest.fixture
 def environment(_ranks: None) -> Iterator[None]:
-    """`train` makes this process a rank; processes that later tests start must not take themselves for one."""
+    """`train` makes this process a rank; processes that later tests start must not take themselves
+    for one.
+    """
     before = dict(os.environ)
     yield
     os.environ.clear()

@@ -4,25 +4,29 @@ import sys
 
 import torch
 
-from mofore import train as module
+from mofore import train, trainer
 from mofore.config import PretrainConfig, compose
-from mofore.distributed import rank
 from mofore.errors import UserError
+from mofore.parallel.collectives import get_rank
 
 if __name__ == "__main__":
     run, *words = sys.argv[1:]
-    update, calls = module.update, []
+    update, calls = trainer.Trainer.update, []
 
-    def flipping(engine, *rest):
-        done = update(engine, *rest)
+    def flipping(self, *rest):
+        done = update(self, *rest)
         calls.append(1)
-        if len(calls) == 3 and rank() == 1:
-            for parameter in engine.module.parameters():
+        if len(calls) == 3 and get_rank() == 1:
+            for parameter in self.engine.module.parameters():
                 parameter.data.view(torch.int32).view(-1)[0] ^= 1
         return done
 
-    module.update = flipping
+    trainer.Trainer.update = flipping
     try:
-        module.train(compose(PretrainConfig, [*words, f"run_dir={run}", "engine.compare_every=1", "steps=6"]))
+        train.train(
+            compose(
+                PretrainConfig, [*words, f"run_dir={run}", "engine.check_ranks_every=1", "steps=6"]
+            )
+        )
     except UserError as found:
         print(found, flush=True)

@@ -1,4 +1,6 @@
-"""Starts several gloo ranks on this machine: as a user would (torchrun), forked (in no time), or as SLURM's tasks are."""
+"""Starts several gloo ranks on this machine: as a user would (torchrun), forked (in no time), or as
+SLURM's tasks are.
+"""
 
 import multiprocessing
 import os
@@ -11,27 +13,42 @@ from multiprocessing import forkserver
 from multiprocessing.connection import wait
 from pathlib import Path
 
-from mofore.engine import free_port
-from mofore.preemption import deaf_children
+from mofore.parallel.engine import find_free_port
+from mofore.parallel.signals import children_ignore_stop_signals
 
 REPOSITORY = Path(__file__).parent.parent
 
 
 def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> str:
-    """Run `module` on `world` ranks and return what it printed; AssertionError with all of it where it fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world}"]
+    """Run `module` on `world` ranks and return what it printed; AssertionError with all of it where
+    it fails.
+    """
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc_per_node={world}",
+    ]
     done = subprocess.run(
-        [*command, "-m", module, *arguments], cwd=REPOSITORY, text=True, timeout=timeout,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [*command, "-m", module, *arguments],
+        cwd=REPOSITORY,
+        text=True,
+        timeout=timeout,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     assert done.returncode == 0, done.stdout
     return done.stdout
 
 
 def warm_up() -> None:
-    """A process that imports what ranks and workers need, and is forked for each: to import takes longer than to train."""
+    """A process that imports what ranks and workers need, and is forked for each: to import takes
+    longer than to train.
+    """
     multiprocessing.set_forkserver_preload(["mofore.train"])
-    with deaf_children():
+    with children_ignore_stop_signals():
         forkserver.ensure_running()
 
 
@@ -39,7 +56,7 @@ def run_ranks(world: int, module: str, *arguments: str, timeout: float = 300) ->
     """As `torchrun`, without the time that every rank's imports take."""
     context = multiprocessing.get_context("forkserver")
     with tempfile.TemporaryDirectory() as folder:
-        log, port = Path(folder) / "log", free_port()
+        log, port = Path(folder) / "log", find_free_port()
         ranks = [
             context.Process(target=_rank, args=(rank, world, port, log, module, arguments))
             for rank in range(world)
@@ -60,7 +77,9 @@ def run_ranks(world: int, module: str, *arguments: str, timeout: float = 300) ->
     return said
 
 
-def _rank(number: int, world: int, port: int, log: Path, module: str, arguments: tuple[str, ...]) -> None:
+def _rank(
+    number: int, world: int, port: int, log: Path, module: str, arguments: tuple[str, ...]
+) -> None:
     with log.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
@@ -73,11 +92,13 @@ def _rank(number: int, world: int, port: int, log: Path, module: str, arguments:
 def start_tasks(
     world: int, log: Path, module: str, *arguments: str, **environment: str
 ) -> list[subprocess.Popen]:
-    """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's sake."""
+    """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's
+    sake.
+    """
     common = {
         "TASKS_OF": str(log),
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(free_port()),
+        "MASTER_PORT": str(find_free_port()),
         "WORLD_SIZE": str(world),
         "OMP_NUM_THREADS": "1",
     }
@@ -86,6 +107,14 @@ def start_tasks(
         with (log / f"rank-{rank}.log").open("w") as file:
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             command = [sys.executable, "-m", module, *arguments]
-            tasks.append(subprocess.Popen(command, cwd=REPOSITORY, stdout=file, stderr=file,
-                                          env=os.environ | common | own | environment, start_new_session=True))  # fmt: skip
+            tasks.append(
+                subprocess.Popen(
+                    command,
+                    cwd=REPOSITORY,
+                    stdout=file,
+                    stderr=file,
+                    env=os.environ | common | own | environment,
+                    start_new_session=True,
+                )
+            )
     return tasks

@@ -7,18 +7,39 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mofore.checkpoint import Checkpoint
+from mofore.checkpoint.reader import Checkpoint
 
 # Two tubelets in time, two targets, warm-up, decay, clipping and a checkpoint half way.
 SMALL = (
-    "steps=4", "global_batch=4", "workers=0", "checkpoint.every=2",
-    "backbone.embed_dim=48", "backbone.depth=2", "backbone.num_heads=3", "backbone.patch=8", "backbone.tubelet=2",
-    "data.frames=4", "data.fps=12", "data.size=32", "data.targets=2", "data.keep=1", "data.gap.max=0.5",
-    "forecaster.dim=48", "forecaster.depth=1", "forecaster.heads=3", "teacher.momentum=0.9",
-    "optimizer.lr=1e-3", "optimizer.warmup=2", "optimizer.weight_decay=0.5", "optimizer.clip=1.0",
-)  # fmt: skip
+    "steps=4",
+    "global_batch=4",
+    "workers=0",
+    "checkpoint.every=2",
+    "backbone.embed_dim=48",
+    "backbone.depth=2",
+    "backbone.num_heads=3",
+    "backbone.patch_size=8",
+    "backbone.tubelet_size=2",
+    "data.frames=4",
+    "data.fps=12",
+    "data.size=32",
+    "data.targets=2",
+    "data.token_keep_ratio=1",
+    "data.gap.max=0.5",
+    "forecaster.dim=48",
+    "forecaster.depth=1",
+    "forecaster.heads=3",
+    "teacher.momentum=0.9",
+    "optimizer.lr=1e-3",
+    "optimizer.warmup_steps=2",
+    "optimizer.weight_decay=0.5",
+    "optimizer.clip_grad=1.0",
+)
 
-TIMES = ("samples_per_second", "data_wait")  # the only metrics that two equal runs may tell differently
+TIMES = (
+    "samples_per_second",
+    "data_wait_fraction",
+)  # the only metrics that two equal runs may tell differently
 
 
 def state(run: Path, step: int) -> dict[str, Tensor]:
@@ -41,4 +62,6 @@ def differing(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor], names: Iterable[str]) -> float:
     """Largest relative distance |a - b| / |b| of the named tensors."""
-    return max(float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-12)) for name in names)
+    return max(
+        float((a[name] - b[name]).norm() / b[name].norm().clamp(min=1e-12)) for name in names
+    )

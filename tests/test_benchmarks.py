@@ -18,11 +18,11 @@ from benchmarks.recipes import BASELINES, WORDS, build
 from benchmarks.scores import VIEWS, measure, right_by_group
 from benchmarks.tables import Sample, Spread, behind, joined, scored, spreads, table
 from benchmarks.trainer import Trainer, cost, train
-from evaluation.features import Features
 from mofore.config import PretrainConfig, compose
-from mofore.data.motion import MOTIONS, motion_video
 from mofore.data.prepare import prepare
-from mofore.models.encoder import Attention
+from mofore.data.synthetic import MOTIONS, motion_video
+from mofore.evaluation.features import Features
+from mofore.models.backbone import Attention
 from mofore.types import Batch
 from tests.videos import noise, write_video
 
@@ -34,11 +34,15 @@ def footage() -> videos.Footage:
     frames = [motion_video(motion, texture, 0, 48, 64, 24) for motion, texture in pairs]
     times = [np.arange(48) / 24] * len(pairs)
     labels, groups = (np.array([str(pair[which]) for pair in pairs]) for which in (0, 1))
-    return videos.Footage(frames, times, [2.0] * len(pairs), labels, groups, np.repeat("train", len(pairs)))
+    return videos.Footage(
+        frames, times, [2.0] * len(pairs), labels, groups, np.repeat("train", len(pairs))
+    )
 
 
 @pytest.mark.parametrize("name", [name for name in WORDS if name not in BASELINES])
-def test_a_recipe_moves_the_whole_encoder_that_is_measured(name: str, footage: videos.Footage) -> None:
+def test_a_recipe_moves_the_whole_encoder_that_is_measured(
+    name: str, footage: videos.Footage
+) -> None:
     torch.manual_seed(0)
     config = compose(PretrainConfig, ["experiment=demo", "data.manifest=none", *WORDS[name]])
     batch: Batch = next(videos.batches(footage, np.arange(24), config.data, 8, 0, config.tokens))
@@ -53,7 +57,9 @@ def test_a_recipe_moves_the_whole_encoder_that_is_measured(name: str, footage: v
         objective.after(0.5)
     assert math.isfinite(loss.item())
     trained = dict(objective.encoder.named_parameters())
-    same = [key for key, value in before.items() if key in trained and torch.equal(value, trained[key])]
+    same = [
+        key for key, value in before.items() if key in trained and torch.equal(value, trained[key])
+    ]
     assert same == (
         ["time"] if config.backbone.attention is Attention.per_frame else []
     )  # no time in a frame
@@ -76,11 +82,15 @@ def test_blocks_hide_rectangles_and_never_all(count: int, share: float) -> None:
 
 
 @pytest.mark.parametrize(("share", "seen"), [(0.25, 4), (0.1, 2), (0.01, 1)])
-def test_scattered_places_are_all_places_once_and_not_the_same_for_all(share: float, seen: int) -> None:
+def test_scattered_places_are_all_places_once_and_not_the_same_for_all(
+    share: float, seen: int
+) -> None:
     torch.manual_seed(0)
     kept, hidden = scattered(64, 4, share)
     assert kept.shape == (64, seen)
-    assert torch.equal(torch.cat([kept, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(64, -1))
+    assert torch.equal(
+        torch.cat([kept, hidden], dim=1).sort(dim=1).values, torch.arange(16).expand(64, -1)
+    )
     assert len(kept.sort(dim=1).values.unique(dim=0)) > 8
 
 
@@ -98,10 +108,20 @@ def test_hard_videos_are_drawn_from_their_seed_and_drift() -> None:
 
 
 def line(recipe: str, seed: int, value: float, steps: int = 10) -> dict:
-    scores = dict.fromkeys(("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank"),
-                           [value, value - 0.1, value + 0.1])  # fmt: skip
-    return {"recipe": recipe, "seed": seed, "textures": 150, "minutes": 1.0, "steps": steps, "scores": scores,
-            "by_group": {}, "curve": [[30, value / 2], [60, value]]}  # fmt: skip
+    scores = dict.fromkeys(
+        ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy", "time_sense", "effective_rank"),
+        [value, value - 0.1, value + 0.1],
+    )
+    return {
+        "recipe": recipe,
+        "seed": seed,
+        "textures": 150,
+        "minutes": 1.0,
+        "steps": steps,
+        "scores": scores,
+        "by_group": {},
+        "curve": [[30, value / 2], [60, value]],
+    }
 
 
 def alone(sample: Sample, folds: bool = False) -> Spread:
@@ -114,12 +134,15 @@ def test_an_interval_has_the_error_of_groups_and_of_seeds() -> None:
     two = scored([line("ours", 0, 0.4), line("ours", 1, 0.6)], "knn_accuracy")
     t = 12.706  # of one degree of freedom, 97.5%
     assert alone(two) == pytest.approx((0.02, 1))
-    assert joined(two, alone(two), False) == pytest.approx(math.hypot(0.1, t * math.sqrt(0.02 / 2)), rel=1e-3)
+    assert joined(two, alone(two), False) == pytest.approx(
+        math.hypot(0.1, t * math.sqrt(0.02 / 2)), rel=1e-3
+    )
 
 
 def test_recipes_have_one_dispersion_over_seeds_in_common() -> None:
-    """The mean of their variances as shares of p (1 - p), known better than any of them; a recipe of one seed takes it
-    too. One that is at its end whatever the seed has nothing to vary by, and says nothing of how the others do.
+    """The mean of their variances as shares of p (1 - p), known better than any of them; a recipe
+    of one seed takes it too. One that is at its end whatever the seed has nothing to vary by, and
+    says nothing of how the others do.
     """
     seeds = {
         "wide": [0.4, 0.5, 0.6],
@@ -131,7 +154,7 @@ def test_recipes_have_one_dispersion_over_seeds_in_common() -> None:
     samples = {
         name: scored([line(name, seed, value) for seed, value in enumerate(values)], "knn_accuracy")
         for name, values in seeds.items()
-    }  # fmt: skip
+    }
     common = spreads(samples, set(samples), False)
     assert common["wide"] == common["one"] == pytest.approx((0.005, 4))
     assert common["narrow"] == pytest.approx((0.02 * 0.16, 4))
@@ -166,7 +189,9 @@ def test_a_difference_varies_as_both_do() -> None:
 
 
 def test_folds_have_groups_of_their_own() -> None:
-    """Equal folds halve the error of one with every four of them; what their spread exceeds it by is added."""
+    """Equal folds halve the error of one with every four of them; what their spread exceeds it by
+    is added.
+    """
     equal, error = (np.full(4, 0.1), np.full(4, 0.5)), 0.1 / 1.96
     assert joined(equal, alone(equal, True), True) == pytest.approx(0.05)
     assert joined(equal, alone(equal), False) == pytest.approx(0.1)
@@ -174,7 +199,9 @@ def test_folds_have_groups_of_their_own() -> None:
     beyond = math.sqrt(np.var(apart[1], ddof=1) - error**2)
     reach = joined(apart, alone(apart, True), True)
     assert reach == pytest.approx(math.hypot(0.05, 3.182 * beyond / 2), rel=1e-3)
-    pairs = [line(name, fold, 0.5) | {"textures": 0} for name in ("ours", "weak") for fold in (0, 1)]
+    pairs = [
+        line(name, fold, 0.5) | {"textures": 0} for name in ("ours", "weak") for fold in (0, 1)
+    ]
     for each, sizes in zip(pairs, ([4, 4], [2, 2, 2]) * 2, strict=True):
         right = sizes if each["recipe"] == "ours" else [0] * len(sizes)
         each["by_group"] = {"videos": sizes, "knn_accuracy": right}
@@ -187,7 +214,9 @@ def test_videos_have_room_for_every_clip_that_is_drawn(tmp_path: Path) -> None:
     for name, frames in (("short", 8), ("long", 24)):
         write_video(tmp_path / f"videos/class/{name}.mp4", noise(frames), fps=24)
     prepare(tmp_path / "videos", tmp_path / "data")
-    whole = compose(PretrainConfig, ["experiment=demo", "data.manifest=none"]).data  # 8 frames at 24 a second
+    whole = compose(
+        PretrainConfig, ["experiment=demo", "data.manifest=none"]
+    ).data  # 8 frames at 24 a second
     brief, manifest = replace(whole, frames=4), tmp_path / "data/manifest.parquet"
     assert [len(video) for video in videos.load(manifest, brief).frames] == [24, 8]
     assert [len(video) for video in videos.load(manifest, brief, whole).frames] == [24]
@@ -206,7 +235,9 @@ def test_right_by_group_adds_up_to_the_scores() -> None:
 
 
 def test_the_table_says_when_ours_catches_up() -> None:
-    rows = table([line("ours", 0, 0.8), line("weak", 0, 0.4), line("strong", 0, 0.9)], "ours").splitlines()
+    rows = table(
+        [line("ours", 0, 0.8), line("weak", 0, 0.4), line("strong", 0, 0.9)], "ours"
+    ).splitlines()
     assert [row.split(" | ")[0].strip("| ") for row in rows[2:]] == ["strong", "ours", "weak"]
     assert rows[2].endswith("| never |")
     assert rows[4].endswith("| 0.5 min |")
@@ -225,7 +256,8 @@ def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
 
     before = loss_of_ours(config, footage, 3)
     pair = [
-        Trainer(build(name, config, len(MOTIONS)), config, footage, 3, 0) for name in ("VideoMAE", "ours")
+        Trainer(build(name, config, len(MOTIONS)), config, footage, 3, 0)
+        for name in ("VideoMAE", "ours")
     ]
     assert cost(*pair) > 0
     assert loss_of_ours(config, footage, 3) == before
@@ -234,8 +266,19 @@ def test_timing_a_step_leaves_no_trace(footage: videos.Footage) -> None:
 def test_a_run_is_made_once_and_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    results, words = tmp_path / "runs.jsonl", ["--textures", "8", "--minutes", "0.02", "--seeds", "1"]
-    words += ["--recipes", "ours", "frame differences", "--folder", str(tmp_path), "--results", str(results)]
+    results, words = (
+        tmp_path / "runs.jsonl",
+        ["--textures", "8", "--minutes", "0.02", "--seeds", "1"],
+    )
+    words += [
+        "--recipes",
+        "ours",
+        "frame differences",
+        "--folder",
+        str(tmp_path),
+        "--results",
+        str(results),
+    ]
     monkeypatch.setattr("sys.argv", ["benchmarks.learning", *words])
     assert learning.main() == 0
     table, told = capsys.readouterr()
@@ -244,7 +287,10 @@ def test_a_run_is_made_once_and_shown(
     assert ours["steps"] == round(0.02 * learning.STEPS_A_MINUTE / ours["cost"])
     assert [seconds for seconds, _ in ours["curve"]][-1] == pytest.approx(1.2)
     step, found = round(0.5 * ours["steps"]), dict(ours["curve"])[0.6]
-    assert f"ours, seed 0, step {step} of {ours['steps']}: kNN {found:.1%} of the validation part" in told
+    assert (
+        f"ours, seed 0, step {step} of {ours['steps']}: kNN {found:.1%} of the validation part"
+        in told
+    )
     # a fifth of 7 train textures: 2, under 8 motions
     assert sum(ours["by_group"]["validation"]["videos"]) == 16
     manifest = tmp_path / "easy-8/data/manifest.parquet"

@@ -8,17 +8,26 @@ import torch
 
 from mofore.errors import UserError
 from mofore.export import load_encoder, write_encoder
-from mofore.models.encoder import Attention, BackboneConfig, VideoEncoder
-from mofore.run import export_run, load_pretraining
+from mofore.models.backbone import Attention, BackboneConfig
+from mofore.models.encoder import VideoEncoder
+from mofore.run_folder import export_run, load_pretraining
 
 BACKBONE = BackboneConfig(
-    embed_dim=32, depth=1, num_heads=2, patch=8, tubelet=1, registers=2, attention=Attention.per_frame
+    embed_dim=32,
+    depth=1,
+    num_heads=2,
+    patch_size=8,
+    tubelet_size=1,
+    reg_tokens=2,
+    attention=Attention.per_frame,
 )
 
 
 def clips(frames: int = 4, size: int = 16) -> torch.Tensor:
     shape = (2, 3, frames, size, size)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 @pytest.fixture
@@ -84,7 +93,10 @@ def cut(name: str):
 @pytest.mark.parametrize(
     ("damage", "said"),
     [
-        (lambda folder: (folder / "encoder.json").unlink(), "holds no encoder.json: .*mofore export run=RUN"),
+        (
+            lambda folder: (folder / "encoder.json").unlink(),
+            "holds no encoder.json: .*mofore export run=RUN",
+        ),
         (lambda folder: (folder / "encoder.safetensors").unlink(), "holds no encoder.safetensors"),
         (other_format, "encoder.json has format 99"),
         (other_shape, "encoder.safetensors does not fit encoder.json"),

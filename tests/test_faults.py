@@ -1,4 +1,6 @@
-"""A slice of the campaign of faults in benchmarks/faults.py: what is killed goes on to the same last bit."""
+"""A slice of the campaign of faults in benchmarks/faults.py: what is killed goes on to the same
+last bit.
+"""
 
 import os
 import subprocess
@@ -14,9 +16,13 @@ from tests.ranks import REPOSITORY
 @pytest.mark.timeout(400)
 def test_a_dozen_faults_lose_nothing():
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.faults", "--faults", "14", "--seed", "1"], cwd=REPOSITORY, text=True,
-        capture_output=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+        [sys.executable, "-m", "benchmarks.faults", "--faults", "14", "--seed", "1"],
+        cwd=REPOSITORY,
+        text=True,
+        capture_output=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "14 faults in" in done.stdout

@@ -1,4 +1,6 @@
-"""train: resumed equals uninterrupted, and a plain loop in PyTorch equals what DeepSpeed does in one process."""
+"""train: resumed equals uninterrupted, and a plain loop in PyTorch equals what DeepSpeed does in
+one process.
+"""
 
 import json
 import os
@@ -14,20 +16,34 @@ import torch
 
 from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import PretrainClips, collate
-from mofore.data.loader import global_batch_keys
+from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import read_manifest
-from mofore.pretraining import build_pretraining
+from mofore.models.objective import build_pretraining
 from mofore.schedules import learning_rate, teacher_momentum
 from tests.small import SMALL, differing, distance, metrics, state
 
 LOGGED = {
-    "step", "loss", "forecast", "contrast", "contrast_accuracy", "lr", "momentum", "grad_norm",
-    "samples_per_second", "data_wait", "effective_rank", "embedding_std", "gap_mean", "skipped",
-}  # fmt: skip
+    "step",
+    "loss",
+    "forecast_loss",
+    "contrastive_loss",
+    "contrastive_accuracy",
+    "lr",
+    "teacher_momentum",
+    "grad_norm",
+    "samples_per_second",
+    "data_wait_fraction",
+    "effective_rank",
+    "embedding_std",
+    "mean_gap",
+    "skipped_updates",
+}
 
 
 def resume_from_half(run: Path, copy: Path) -> Path:
-    """A copy of a run as a kill after step 3 would have left it: the checkpoint of step 2, more lines than that."""
+    """A copy of a run as a kill after step 3 would have left it: the checkpoint of step 2, more
+    lines than that.
+    """
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step-4")
     path = copy / "metrics.jsonl"
@@ -40,10 +56,10 @@ def resume_from_half(run: Path, copy: Path) -> Path:
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, run_small, zero):
     """Bit for bit: student, forecaster, teacher, both moments, and every metric but times.
 
-    Not stage 3, which test_ranks has in processes of its own: DeepSpeed then replaces torch's linear function for
-    good, and what this process computes later differs in its last digits.
+    Not stage 3, which test_ranks has in processes of its own: DeepSpeed then replaces torch's
+    linear function for good, and what this process computes later differs in its last digits.
     """
-    words = [f"engine.zero={zero}", "micro_batch=2", "backbone.drop_path=0.3"]
+    words = [f"engine.zero_stage={zero}", "micro_batch=2", "backbone.drop_path=0.3"]
     whole = run_small(tmp_path / "whole", *words)
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-2", "step-4"]
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
@@ -75,9 +91,11 @@ def test_micro_batches_change_nothing(tmp_path, run_small):
 
 
 def assert_same_run(run: Path, reference: Path, step: int = 4) -> None:
-    """Equal to fp32 rounding. Adam divides by the gradient's own size, so the weights of a tensor whose
-    gradient is mostly rounding (a bias before a softmax) may differ by a step: the teacher, which moved a
-    tenth of it, tells more than each weight.
+    """Equal to fp32 rounding.
+
+    Adam divides by the gradient's own size, so the weights of a tensor whose gradient is mostly
+    rounding (a bias before a softmax) may differ by a step: the teacher, which moved a tenth of it,
+    tells more than each weight.
     """
     for ours, theirs in zip(metrics(run), metrics(reference), strict=True):
         assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)
@@ -94,29 +112,38 @@ def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[fl
     )
     model = build_pretraining(config.model(), config.seed)
     trained = {name: p for name, p in model.named_parameters() if not name.startswith("teacher.")}
-    linear = {f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    linear = {
+        f"{name}.weight" for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)
+    }
     options = config.optimizer
     optimizer = torch.optim.AdamW(
         [
             {"params": [p for name, p in trained.items() if name in linear]},
-            {"params": [p for name, p in trained.items() if name not in linear], "weight_decay": 0.0},
+            {
+                "params": [p for name, p in trained.items() if name not in linear],
+                "weight_decay": 0.0,
+            },
         ],
         weight_decay=options.weight_decay,
         betas=(options.betas[0], options.betas[1]),
     )
     losses = []
     for step in range(config.steps):
-        keys = global_batch_keys(step, 40, config.global_batch, config.seed)
+        keys = global_batch_indices(step, 40, config.global_batch, config.seed)
         batch = collate([data[key] for key in keys])
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, config.steps, options.warmup, options.lr, options.final_lr)
+            group["lr"] = learning_rate(
+                step, config.steps, options.warmup_steps, options.lr, options.final_lr
+            )
         targets = model(batch)
         loss = model(batch, targets, targets.keys).total
         optimizer.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(trained.values(), options.clip)
+        torch.nn.utils.clip_grad_norm_(trained.values(), options.clip_grad)
         optimizer.step()
-        m = teacher_momentum(step, config.steps, config.teacher.momentum, config.teacher.final_momentum)
+        m = teacher_momentum(
+            step, config.steps, config.teacher.momentum, config.teacher.final_momentum
+        )
         with torch.no_grad():
             for t, s in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
                 t.copy_(m * t + (1 - m) * s)
@@ -131,7 +158,8 @@ def test_one_process_is_a_plain_loop_in_pytorch(tmp_path, run_small, manifest):
     assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=1e-4)
     ours = state(run, 4)
     print(
-        distance(ours, expected, expected), distance(ours, expected, [n for n in expected if "teacher" in n])
+        distance(ours, expected, expected),
+        distance(ours, expected, [n for n in expected if "teacher" in n]),
     )
     assert distance(ours, expected, expected) < 1e-3
     assert distance(ours, expected, [name for name in expected if "teacher" in name]) < 5e-4
@@ -141,7 +169,7 @@ def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):
     for zero in (0, 2):
         run = run_small(
             tmp_path / f"{zero}",
-            f"engine.zero={zero}",
+            f"engine.zero_stage={zero}",
             "engine.precision=bf16",
             "steps=2",
             "checkpoint.every=1",
@@ -155,15 +183,18 @@ def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manifest, number):
-    """SLURM and Ctrl-C signal every process of a run, so its workers get the signal too, here while it waits
-    for them.
+    """SLURM and Ctrl-C signal every process of a run, so its workers get the signal too, here while
+    it waits for them.
     """
     words = ["steps=12", "checkpoint.every=100", "global_batch=16", "micro_batch=4"]
     run = tmp_path / "run"
     fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *words, "workers=1"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mofore.train", *fixed], stdout=log, stderr=log, start_new_session=True
+            [sys.executable, "-m", "mofore.train", *fixed],
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
         )
         try:
             wait_for_steps(run, 3, process)
@@ -174,7 +205,8 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manife
             process.wait()
     said = (tmp_path / "log").read_text()
     assert code == 75, said
-    assert f"stopped by {number.name}; the same command goes on" in said
+    assert f"Stopped by {number.name}: " in said
+    assert "Rerun the same command to resume." in said
     (saved,) = (run / "checkpoints").iterdir()
     assert saved.name == f"step-{len(metrics(run))}"
 

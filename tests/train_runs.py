@@ -1,6 +1,7 @@
 """Run as a rank: train several runs one after the other, each in a folder of its own.
 
-python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...  The last words are for all of them.
+python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...  The last words
+are for all of them.
 """
 
 import sys

@@ -37,8 +37,8 @@ def write_video(
 ) -> Path:
     """Frames u8 [n, H, W, 3] to a file whose suffix names the container, made with its folder.
 
-    timestamps: seconds of each frame (variable frame rate), to a millisecond. options: the codec's, such as
-    {"bf": "2", "g": "12"}. Odd sizes need libx264.
+    timestamps: seconds of each frame (variable frame rate), to a millisecond. options: the codec's,
+    such as {"bf": "2", "g": "12"}. Odd sizes need libx264.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
@@ -64,7 +64,9 @@ def audio_only(path: Path) -> Path:
     with av.open(str(path), "w") as container:
         stream = container.add_stream("aac", rate=44100)
         assert isinstance(stream, av.AudioStream)
-        frame = av.AudioFrame.from_ndarray(np.zeros((1, 8192), np.float32), format="fltp", layout="mono")
+        frame = av.AudioFrame.from_ndarray(
+            np.zeros((1, 8192), np.float32), format="fltp", layout="mono"
+        )
         frame.rate = 44100
         container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,1 +1,1 @@
-"""From video files to batches: prepare writes a manifest, decode reads frames, training never sees a label."""
+"""From video files to batches: `prepare` writes a manifest, training reads clips without labels."""

@@ -1,7 +1,7 @@
-"""Videos -> samples: open, choose windows, decode once, cut views; then samples -> Batch.
+"""Datasets of clips: choose the frames of each clip, decode them once, cut views; collate a Batch.
 
-The randomness of a sample comes from (seed, epoch, row) alone: it is the same on any rank, in any worker,
-before or after a resume.
+The random numbers of a sample depend only on (seed, epoch, row). They are the same on any rank, in
+any worker, before and after a resume.
 """
 
 import contextlib
@@ -16,67 +16,83 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mofore.data.decode import Undecodable, frame_times, open_video, read_frames
+from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
 from mofore.data.manifest import Manifest, Video, read_splits
-from mofore.data.views import AugmentConfig, centre_view, cut, draw_place, recolour
-from mofore.data.windows import GapConfig, draw_windows, fits, span, spread_clips
+from mofore.data.views import AugmentConfig, centre_view, crop_and_resize, draw_crop, jitter_colour
+from mofore.data.windows import (
+    GapConfig,
+    clip_seconds,
+    clips_fit,
+    draw_windows,
+    evenly_spaced_clips,
+)
 from mofore.errors import UserError
+from mofore.settings import setting
 from mofore.types import Batch
 
 
 @dataclass
 class DataConfig:
-    """Clips and how they are drawn. A clip is `frames` moments, 1 / `fps` seconds apart."""
+    """Videos, and how clips are sampled from them. Raises UserError for a value out of range."""
 
-    manifest: str = MISSING  # manifest.parquet, written by `mofore prepare`
-    frames: int = 16
-    fps: float = 12.0
-    size: int = 224  # pixels of a view's side
-    targets: int = 1  # clips that a context is asked to forecast, each at a gap of its own [two targets]
-    keep: float = 0.5  # share of a clip's tokens that the student sees, drawn anew for each sample; 1: all [half of the tokens]
-    split: str | None = None  # pretrain on the videos of one split; None takes all
+    manifest: str = setting(MISSING, "Path of manifest.parquet, written by `mofore prepare`.")
+    frames: int = setting(16, "Frames of a clip.")
+    fps: float = setting(12.0, "Frames per second at which clips are sampled.")
+    size: int = setting(224, "Height and width of a clip, in pixels.")
+    targets: int = setting(1, "Target clips per context, each at its own gap.")
+    token_keep_ratio: float = setting(
+        0.5, "Share of a clip's tokens that the student sees, drawn per sample; 1 keeps all."
+    )
+    split: str | None = setting(None, "Split to pretrain on; null takes all videos.")
     gap: GapConfig = field(default_factory=GapConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
 
     def __post_init__(self) -> None:
         if min(self.frames, self.size, self.targets) < 1 or self.fps <= 0:
             raise UserError(
-                f"data: frames={self.frames}, size={self.size} and targets={self.targets} must be at least 1, "
-                f"and fps={self.fps} above 0."
+                f"data: frames={self.frames}, size={self.size} and targets={self.targets} must be "
+                f"at least 1, and fps={self.fps} above 0."
             )
-        if not 0 < self.keep <= 1:
-            raise UserError(f"data.keep={self.keep} is a share of tokens: give 0 < keep <= 1.")
+        if not 0 < self.token_keep_ratio <= 1:
+            raise UserError(
+                f"data.token_keep_ratio={self.token_keep_ratio} is a share of tokens: "
+                "need 0 < token_keep_ratio <= 1."
+            )
 
 
 class Sample(NamedTuple):
-    """A batch of one, before it is stacked."""
+    """One element of a Batch, without the batch dimension."""
 
     context: Tensor  # u8 [C, T, H, W]
     targets: Tensor  # u8 [K, C, T, H, W]
-    gaps: Tensor  # f32 [K]
-    row: int
-    kept: Tensor  # i64 [M]
+    gaps: Tensor  # f32 [K] seconds
+    row: int  # row of the manifest
+    visible: Tensor  # i64 [M] indices of the tokens that the student sees; M = 0: all
 
 
 class PretrainClips(Dataset[Sample]):
-    """Keys are (epoch, position): the same video gives another sample in every epoch.
+    """Pretraining samples, indexed by (epoch, position in `rows`). Each epoch differs.
 
-    `tokens` is how many a clip has, to draw those that are kept from.
+    rows: i64 [n] rows of the manifest. tokens: number of tokens of a clip, from which the visible
+    ones are drawn; not used if `data.token_keep_ratio` is 1.
+
+    Raises UserError if a video no longer decodes.
     """
 
     def __init__(
         self, manifest: Manifest, config: DataConfig, rows: np.ndarray, seed: int, tokens: int = 0
     ) -> None:
-        self.manifest, self.config, self.rows, self.seed, self.tokens = manifest, config, rows, seed, tokens
+        self.manifest, self.config, self.rows = manifest, config, rows
+        self.seed, self.tokens = seed, tokens
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, key: tuple[int, int]) -> Sample:
-        epoch, position = key
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        epoch, position = index
         row = int(self.rows[position])
         rng, video = np.random.default_rng((self.seed, epoch, row)), self.manifest[row]
-        with told(video):
+        with as_user_error(video):
             reader = open_video(video)
             times = frame_times(reader)
             read = functools.partial(read_frames, reader)
@@ -84,27 +100,46 @@ class PretrainClips(Dataset[Sample]):
 
 
 def draw_sample(
-    rng: np.random.Generator, times: np.ndarray, duration: float, read: Callable[[np.ndarray], np.ndarray], row: int,
-    config: DataConfig, tokens: int,
-) -> Sample:  # fmt: skip
-    """Windows, one read of their frames, and views. times: f64 [n] seconds; read: i64 [m] -> u8 [m, H, W, 3]."""
-    windows = draw_windows(rng, times, duration, config.frames, config.fps, config.targets, config.gap)
+    rng: np.random.Generator,
+    times: np.ndarray,
+    duration: float,
+    read: Callable[[np.ndarray], np.ndarray],
+    row: int,
+    config: DataConfig,
+    tokens: int,
+) -> Sample:
+    """Draw clips, read their frames once, and augment them.
+
+    times: f64 [n] start times of the frames, in seconds. duration: of the video, in seconds.
+    read: frame indices i64 [m] -> frames u8 [m, H, W, 3]. tokens: number of tokens of a clip.
+    """
+    windows = draw_windows(
+        rng, times, duration, config.frames, config.fps, config.targets, config.gap
+    )
     indices = np.concatenate([windows.context[None], windows.targets])
     frames = read(indices.ravel())
-    place = draw_place(rng, frames.shape[1], frames.shape[2], config.augment)
-    images = cut(frames, place, config.size).unflatten(0, indices.shape)
-    clips = torch.stack([recolour(rng, clip, config.augment) for clip in images])
-    kept = np.empty(0, dtype=np.int64)
-    if config.keep < 1:
-        kept = np.sort(rng.permutation(tokens)[: max(1, round(config.keep * tokens))])
+    crop = draw_crop(rng, frames.shape[1], frames.shape[2], config.augment)
+    images = crop_and_resize(frames, crop, config.size).unflatten(0, indices.shape)
+    clips = torch.stack([jitter_colour(rng, clip, config.augment) for clip in images])
+    visible = np.empty(0, dtype=np.int64)
+    if config.token_keep_ratio < 1:
+        count = max(1, round(config.token_keep_ratio * tokens))
+        visible = np.sort(rng.permutation(tokens)[:count])
     gaps = torch.from_numpy(windows.gaps)
-    return Sample(clips[0], clips[1:], gaps, row, torch.from_numpy(kept))
+    return Sample(clips[0], clips[1:], gaps, row, torch.from_numpy(visible))
 
 
 class EvaluationClips(Dataset[tuple[Tensor, int]]):
-    """Views u8 [V, 3, T, size, size] evenly spread over a video, centre crop, no augmentation; and its row."""
+    """Views without augmentation, indexed by the position in `rows`: (views, row of the manifest).
 
-    def __init__(self, manifest: Manifest, config: DataConfig, rows: np.ndarray, views: int) -> None:
+    Views u8 [V, 3, T, size, size] are evenly spaced over the video, centre crop.
+
+    Raises UserError if a video no longer decodes.
+    """
+
+    def __init__(
+        self, manifest: Manifest, config: DataConfig, rows: np.ndarray, views: int
+    ) -> None:
         self.manifest, self.config, self.rows, self.views = manifest, config, rows, views
 
     def __len__(self) -> int:
@@ -113,55 +148,70 @@ class EvaluationClips(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         row, config = int(self.rows[position]), self.config
         video = self.manifest[row]
-        with told(video):
+        with as_user_error(video):
             reader = open_video(video)
-            indices = spread_clips(frame_times(reader), video.duration, self.views, config.frames, config.fps)
+            indices = evenly_spaced_clips(
+                frame_times(reader), video.duration, self.views, config.frames, config.fps
+            )
             frames = read_frames(reader, indices.ravel())
         clips = centre_view(frames, config.size).unflatten(1, indices.shape)
         return clips.transpose(0, 1).contiguous(), row
 
 
 @contextlib.contextmanager
-def told(video: Video) -> Iterator[None]:
-    """A video that decoded when the manifest was made, and no longer does, is the user's to mend."""
+def as_user_error(video: Video) -> Iterator[None]:
+    """Turn DecodeError into UserError: `prepare` decoded this video, so the file has changed."""
     try:
         yield
-    except Undecodable as reason:
+    except DecodeError as error:
         raise UserError(
-            f"{video.uri} no longer decodes: {reason.reason}. Put the file back, or run `mofore prepare` again."
+            f"{video.uri} no longer decodes: {error.reason}. "
+            "Restore the file, or run `mofore prepare` again."
         ) from None
 
 
 def collate(samples: Sequence[Sample]) -> Batch:
-    """Samples of one micro-batch as a Batch."""
+    """Stack samples into one micro-batch."""
     return Batch(
         context=torch.stack([sample.context for sample in samples]),
         targets=torch.stack([sample.targets for sample in samples]),
         gaps=torch.stack([sample.gaps for sample in samples]),
         rows=torch.tensor([sample.row for sample in samples]),
-        kept=torch.stack([sample.kept for sample in samples]),
+        visible=torch.stack([sample.visible for sample in samples]),
     )
 
 
 def usable_rows(manifest: Manifest, config: DataConfig, clips: int) -> tuple[np.ndarray, int]:
-    """Rows i64 [n] of the videos with room for `clips` clips, and how many have none.
+    """Rows i64 [n] of the videos long enough for `clips` clips, and the number of shorter ones.
 
-    Raises UserError where no video has room, or `data.split` names none.
+    Raises UserError if no video is long enough, or none is in `data.split`.
     """
-    chosen = np.arange(len(manifest))
-    if config.split is not None:
-        splits = read_splits(manifest.path)
-        chosen = np.array([row for row, split in enumerate(splits) if split == config.split], dtype=int)
-        if not len(chosen):
-            named = ", ".join(sorted({split for split in splits if split})) or "none"
-            raise UserError(f"{manifest.path}: no video of data.split={config.split}; its splits: {named}.")
-    durations = manifest.column("duration")[chosen]
-    room = np.array([fits(duration, config.frames, config.fps, clips) for duration in durations], dtype=bool)
-    if not room.any():
+    rows = _rows_of_split(manifest, config.split)
+    durations = manifest.column("duration")[rows]
+    long_enough = np.array(
+        [clips_fit(duration, config.frames, config.fps, clips) for duration in durations],
+        dtype=bool,
+    )
+    if not long_enough.any():
         longest = float(durations.max()) if len(durations) else 0.0
+        needed = clips * clip_seconds(config.frames, config.fps)
         raise UserError(
-            f"{manifest.path}: no video is long enough. {clips} clips of data.frames={config.frames} at "
-            f"data.fps={config.fps} take {clips * span(config.frames, config.fps):.2f} s; the longest of "
+            f"{manifest.path}: no video is long enough. {clips} clips of data.frames="
+            f"{config.frames} at data.fps={config.fps} take {needed:.2f} s; the longest of "
             f"{len(durations)} videos has {longest:.2f} s. Lower data.frames or raise data.fps."
         )
-    return chosen[room], int((~room).sum())
+    return rows[long_enough], int((~long_enough).sum())
+
+
+def _rows_of_split(manifest: Manifest, split: str | None) -> np.ndarray:
+    """Rows i64 [n] of one split, or all. Raises UserError if there are none."""
+    if split is None:
+        return np.arange(len(manifest))
+    splits = read_splits(manifest.path)
+    rows = np.array([row for row, name in enumerate(splits) if name == split], dtype=int)
+    if not len(rows):
+        available = ", ".join(sorted({name for name in splits if name})) or "none"
+        raise UserError(
+            f"{manifest.path}: no video of data.split={split}; its splits: {available}."
+        )
+    return rows

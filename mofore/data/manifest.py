@@ -1,14 +1,14 @@
-"""The manifest: one Parquet file per dataset, a row a video, in the order that `Batch.rows` counts.
+"""The manifest: one Parquet file per dataset, one row per video; `Batch.rows` indexes its rows.
 
-`prepare` writes `Row`s; training reads `Video`s, which hold no label: `Manifest` never loads the columns
-label, group and split. Evaluation reads those on their own with `read_annotations`.
+`prepare` writes each video as a `Row`. Training reads it as a `Video`, which has no annotations:
+`Manifest` never loads the columns label, group and split. Evaluation reads these separately, with
+`read_annotations`.
 """
 
-import contextlib
 import hashlib
 import os
 import posixpath
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mofore.errors import UserError
+from mofore.files import replace_file
 
 FORMAT = "1"
 VERSION_KEY = b"mofore.manifest"
@@ -45,10 +46,11 @@ VIDEO_COLUMNS = ["uri", "offset", "size", "frames", "fps", "width", "height", "d
 
 @dataclass(frozen=True, slots=True)
 class Video:
-    """What training may know of a video.
+    """What training knows about a video.
 
-    `uri` is anything fsspec opens; `offset, size` (bytes) where the video is a member of a larger file.
-    `fps` is 1 / the mean distance of two frames, `duration` is frames / fps, in seconds.
+    uri: a path or URL that fsspec can open. offset, size: bytes, if the video is a member of a
+    larger file. width, height: pixels. fps: inverse of the mean time between two frames.
+    duration: frames / fps, in seconds.
     """
 
     uri: str
@@ -63,7 +65,7 @@ class Video:
 
 @dataclass(frozen=True, slots=True)
 class Row(Video):
-    """A video as it is written: with the SHA-256 of its bytes (hex) and, for evaluation, annotations."""
+    """A row of the file: the video, the SHA-256 of its bytes (hex), annotations for evaluation."""
 
     digest: str
     label: str | None = None
@@ -72,7 +74,7 @@ class Row(Video):
 
 
 class Annotations(NamedTuple):
-    """What only evaluation may know, each aligned with the manifest's rows; None where nothing is known."""
+    """What only evaluation may know: one entry per row of the manifest, None if unknown."""
 
     labels: list[str | None]
     groups: list[str | None]
@@ -80,10 +82,10 @@ class Annotations(NamedTuple):
 
 
 class Manifest(Sequence[Video]):
-    """The rows of a manifest in compact form: a million of them take about 100 MB, also in each worker.
+    """The videos of a manifest in compact form: about 100 MB per million, in each process.
 
-    `digest` (SHA-256, hex) covers what training reads and the bytes of every file, in order. It does not
-    cover the annotations: a change of folds leaves it as it is.
+    `digest` (SHA-256, hex) identifies, in order, the columns that training reads and the bytes of
+    every file. Annotations are excluded: other splits leave it unchanged.
     """
 
     def __init__(self, path: str, table: pa.Table, digest: str):
@@ -94,97 +96,103 @@ class Manifest(Sequence[Video]):
     def __len__(self) -> int:
         return self._table.num_rows
 
-    def __getitem__(self, row: int) -> Video:  # type: ignore[override]  # no slices: nobody needs them
+    def __getitem__(self, row: int) -> Video:  # type: ignore[override]  # slices are not supported
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {row}")
         values = {name: self._table.column(name)[row].as_py() for name in VIDEO_COLUMNS}
         return Video(**values | {"uri": _resolve(values["uri"], self.path)})
 
     def column(self, name: str) -> np.ndarray:
-        """One of the numeric columns frames, fps, width, height, duration: i64 or f64 [rows]."""
+        """One of the columns frames, width, height (i64), fps, duration (f64): [rows].
+
+        Raises KeyError for any other column.
+        """
         return self._table.column(name).to_numpy()
 
 
 def _resolve(uri: str, manifest: str) -> str:
-    """A relative uri counts from the manifest's own folder, so that both can be moved together."""
+    """A relative uri is relative to the manifest's folder, so that both can be moved together."""
     if "://" in uri or uri.startswith("/"):
         return uri
     return posixpath.join(posixpath.dirname(manifest), uri)
 
 
 def read_manifest(path: str | os.PathLike[str]) -> Manifest:
-    """Reads all but the annotations. UserError if there is no manifest at `path` or it holds no video."""
+    """Read everything except the annotations.
+
+    Raises UserError if there is no manifest at `path`, or if it lists no video.
+    """
     path = os.fspath(path)
     table = _read(path, [*VIDEO_COLUMNS, "digest"])
     if not len(table):
-        raise UserError(f"{path} lists no video. Make it again with `mofore prepare`.")
+        raise UserError(f"{path} lists no video. Create it again with `mofore prepare`.")
     return Manifest(path, table.drop_columns("digest").combine_chunks(), _digest(table))
 
 
 def read_annotations(path: str | os.PathLike[str]) -> Annotations:
-    """For evaluation only: labels, groups and splits. UserError as in `read_manifest`."""
+    """Labels, groups and splits, for evaluation only.
+
+    Raises UserError if there is no manifest at `path`.
+    """
     table = _read(os.fspath(path), ANNOTATIONS)
     return Annotations(*(table.column(name).to_pylist() for name in ANNOTATIONS))
 
 
 def read_splits(path: str | os.PathLike[str]) -> list[str | None]:
-    """The split of every row, alone: what pretraining may know to leave the test videos out."""
+    """The split of every row, the one annotation that pretraining reads, to exclude test videos.
+
+    Raises UserError if there is no manifest at `path`.
+    """
     return _read(os.fspath(path), ["split"]).column("split").to_pylist()
 
 
 def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-    """Writes `rows` in their order to a local file; the same rows give the same bytes."""
+    """Write `rows` atomically to a local file, in their order; equal rows give equal bytes."""
     table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         pq.write_table(table, temporary)
 
 
-@contextlib.contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[str]:
-    """Gives a temporary name beside `path`; what was written there takes its place at the end, or goes."""
-    path = os.fspath(path)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
-
-
 def _read(path: str, columns: list[str]) -> pa.Table:
-    again = "Make one with `mofore prepare ROOT --out DIR`."
+    remedy = "Create one with `mofore prepare VIDEOS --out DIR`."
     try:
         with fsspec.open(path, "rb") as file:
             parquet = pq.ParquetFile(file)
             schema = parquet.schema_arrow
             version = (schema.metadata or {}).get(VERSION_KEY, FORMAT.encode()).decode()
             if version != FORMAT:
-                raise UserError(f"{path} has manifest format {version}, this MoFore reads {FORMAT}. {again}")
+                raise UserError(
+                    f"{path} has manifest format {version}; this version of MoFore reads format "
+                    f"{FORMAT}. {remedy}"
+                )
             missing = [name for name in SCHEMA.names if name not in schema.names]
             if missing:
-                raise UserError(f"{path} is not a manifest: it has no column {', '.join(missing)}. {again}")
+                raise UserError(
+                    f"{path} is not a manifest: it has no column {', '.join(missing)}. {remedy}"
+                )
             table = parquet.read(columns=columns).select(columns)
     except FileNotFoundError:
-        raise UserError(f"There is no manifest at {path}. {again}") from None
+        raise UserError(f"There is no manifest at {path}. {remedy}") from None
     except IsADirectoryError:
         raise UserError(
-            f"{path} is a folder. Name the file in it: {path.rstrip('/')}/manifest.parquet"
+            f"{path} is a folder. Give the file in it: {path.rstrip('/')}/manifest.parquet"
         ) from None
     except pa.ArrowInvalid as error:
-        raise UserError(f"{path} is not a Parquet file ({str(error).splitlines()[0]}). {again}") from None
+        raise UserError(
+            f"{path} is not a Parquet file ({str(error).splitlines()[0]}). {remedy}"
+        ) from None
     wanted = pa.schema([SCHEMA.field(name) for name in columns])
     for field in wanted:
         if not field.nullable and table.column(field.name).null_count:
-            raise UserError(f"{path} has rows without {field.name}. {again}")
+            raise UserError(f"{path} has rows without a value in column {field.name}. {remedy}")
     try:
         return table.cast(wanted)
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"{path} has a column of another type: {error}. {again}") from None
+        raise UserError(f"{path} has a column of the wrong type: {error}. {remedy}") from None
 
 
 def _digest(table: pa.Table) -> str:
-    """SHA-256 over the values alone, column by column: how Parquet chunks or packs them does not matter."""
+    """SHA-256 of the values, column by column, independent of Parquet's chunks and encoding."""
     sha = hashlib.sha256()
     for field in table.schema:
         column = table.column(field.name)

@@ -1,9 +1,10 @@
-"""Which videos there are: a folder, or a list of paths, becomes `Source`s with what is known of each by name.
+"""Find the videos of a folder or a list, as `Source`s.
 
-Nothing is opened here but lists. Every mistake in them is found before hours of decoding begin.
+Opens lists, but no video. Errors in lists are reported before hours of decoding begin.
 """
 
 import csv
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -17,15 +18,20 @@ SUFFIXES = (
     *(".mp4", ".m4v", ".mov", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".vob"),
     *(".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".3gp", ".3g2"),
 )
-# The last video suffix ends the path: names hold spaces, dots and brackets of their own.
+# The last video suffix ends the path: file names may contain spaces, dots and brackets.
 LINE = re.compile(
-    rf"(?P<path>.+(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:[ \t]+(?P<label>\S.*?))?[ \t]*", re.IGNORECASE
+    rf"(?P<path>.+(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:[ \t]+(?P<label>\S.*?))?[ \t]*",
+    re.IGNORECASE,
 )
 
 
 @dataclass(slots=True)
 class Source:
-    """A video to be scanned. `key` is how lists name it: its path below ROOT, with forward slashes."""
+    """A video to verify, and its annotations.
+
+    uri: a path or URL. key: its name in lists, the path relative to the folder of videos, with
+    forward slashes. offset, size: bytes, if the video is a member of a larger file.
+    """
 
     uri: str
     key: str
@@ -37,15 +43,17 @@ class Source:
 
 
 def find_sources(root: str, listing: str | None = None) -> list[Source]:
-    """Videos below `root`, or those that `listing` names, sorted by uri.
+    """The videos below `root`, or those in the list `listing`, sorted by uri.
 
-    The label is the first folder below `root`, unless the list gives one. Links to folders are followed;
-    hidden files are not videos. UserError for a missing root or list, an unreadable folder, no video, a
-    video listed twice.
+    The label is the first folder below `root`, unless the list gives one. Links to folders are
+    followed; hidden files are skipped.
+
+    Raises UserError for a missing root or list, an unreadable folder, no video, and a video listed
+    twice.
     """
     if "://" not in root and not os.path.isdir(root):
         what = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise UserError(f"ROOT {root} {what}. Give the folder that holds the videos.")
+        raise UserError(f"{root} {what}. Give the folder that holds the videos.")
     root = root.rstrip("/") if "://" in root else os.path.abspath(root)
     if listing is not None:
         sources = _listed(root, listing)
@@ -54,11 +62,13 @@ def find_sources(root: str, listing: str | None = None) -> list[Source]:
         sources = [_source(root, path) for path in files if path.lower().endswith(SUFFIXES)]
     if not sources:
         where = listing or root
-        raise UserError(f"There is no video in {where}. Looked for files ending in {' '.join(SUFFIXES)}.")
+        raise UserError(
+            f"There is no video in {where}. Supported file names end in {' '.join(SUFFIXES)}."
+        )
     sources.sort(key=lambda source: (source.uri, source.offset or 0))
-    for one, two in zip(sources, sources[1:], strict=False):
-        if (one.uri, one.offset) == (two.uri, two.offset):
-            raise UserError(f"{listing} names {one.key} twice. Remove one of the two lines.")
+    for source, following in itertools.pairwise(sources):
+        if (source.uri, source.offset) == (following.uri, following.offset):
+            raise UserError(f"{listing} lists {source.key} twice. Remove one of the two lines.")
     return sources
 
 
@@ -69,13 +79,15 @@ def _source(root: str, uri: str) -> Source:
 
 
 def _walk(root: str) -> Iterator[str]:
-    def refuse(error: OSError) -> None:
-        raise UserError(f"Cannot list the folder {error.filename}: {error.strerror}. Make it readable.")
+    def raise_user_error(error: OSError) -> None:
+        raise UserError(
+            f"Cannot list the folder {error.filename}: {error.strerror}. Make it readable."
+        )
 
     seen = set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=refuse):
-        if (real := os.path.realpath(folder)) in seen:  # a link back up would never end
-            below.clear()
+    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=raise_user_error):
+        if (real := os.path.realpath(folder)) in seen:  # a link to a parent folder is a loop
+            subfolders.clear()
             continue
         seen.add(real)
         yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
@@ -83,8 +95,8 @@ def _walk(root: str) -> Iterator[str]:
 
 def _walk_remote(root: str) -> Iterator[str]:
     system, path = fsspec.url_to_fs(root)
-    for found in system.find(path):
-        yield f"{root}{found[len(path.rstrip('/')) :]}"
+    for file in system.find(path):
+        yield f"{root}{file[len(path.rstrip('/')) :]}"
 
 
 def _listed(root: str, listing: str) -> list[Source]:
@@ -95,18 +107,18 @@ def _listed(root: str, listing: str) -> list[Source]:
         source.label = row.get("label") or source.label
         source.group, source.split = row.get("group"), row.get("split")
         if row.get("offset") is not None:
-            source.offset, source.size = _bytes(row, listing)
+            source.offset, source.size = _byte_range(row, listing)
             source.key = f"{source.key}[{source.offset}]"
         sources.append(source)
     return sources
 
 
-def _bytes(row: dict[str, str | None], listing: str) -> tuple[int, int]:
+def _byte_range(row: dict[str, str | None], listing: str) -> tuple[int, int]:
     try:
         offset, size = int(row["offset"] or ""), int(row["size"] or "")
     except (KeyError, ValueError):
         raise UserError(
-            f"{listing}: {row['path']} needs offset and size as two whole numbers of bytes."
+            f"{listing}: {row['path']} needs offset and size, in bytes, as two whole numbers."
         ) from None
     return offset, size
 
@@ -117,15 +129,19 @@ def _read_table(listing: str) -> Iterator[dict[str, str | None]]:
     columns = reader.fieldnames or []
     name = next((name for name in ("uri", "path") if name in columns), None)
     if name is None:
-        raise UserError(f"{listing} has no column uri or path; its first line reads {','.join(columns)!r}.")
+        raise UserError(
+            f"{listing} has no column uri or path; its first line is {','.join(columns)!r}."
+        )
     for row in reader:
         if not row[name]:
             raise UserError(f"{listing}, line {reader.line_num}: the column {name} is empty.")
-        yield {"path": row[name]} | {key: value or None for key, value in row.items() if key != name}
+        yield {"path": row[name]} | {
+            key: value or None for key, value in row.items() if key != name
+        }
 
 
 def _locate(entry: str, root: str, listing: str) -> str:
-    """Relative entries count from ROOT, or, if the file is not there, from the list's own folder."""
+    """A relative entry is relative to `root` or, if there is no such file, to the list's folder."""
     if "://" in entry or os.path.isabs(entry):
         return entry
     if "://" in root:
@@ -136,24 +152,27 @@ def _locate(entry: str, root: str, listing: str) -> str:
 
 
 def split_line(line: str) -> dict[str, str | None]:
-    """`path` or `path label`, the path with any spaces of its own."""
+    """Parse `path` or `path label`, where the path may contain spaces: keys path and label."""
     match = LINE.fullmatch(line)
     return match.groupdict() if match else {"path": line, "label": None}
 
 
 def read_lines(path: str) -> list[str]:
-    """Lines without ends (Windows' too) and without blank ones. UserError if there is no such text file."""
+    """Lines of a text file without line ends (LF or CRLF), blank lines dropped.
+
+    Raises UserError if the file cannot be read or is not UTF-8.
+    """
     try:
         with open(path, encoding="utf-8-sig") as file:
             lines = [line.rstrip("\r\n") for line in file]
     except OSError as error:
         raise UserError(f"Cannot read the list {path}: {error.strerror}.") from None
     except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8. Is it really a list?") from None
+        raise UserError(f"{path} is not a text file in UTF-8. Give a list of videos.") from None
     return [line for line in lines if line.strip()]
 
 
 def examples(items: Sequence[str]) -> str:
-    """The first three, and how many more: 'a, b, c and 7 more'."""
+    """The first three items and the number of others: 'a, b, c and 7 more'."""
     more = f" and {len(items) - 3} more" if len(items) > 3 else ""
     return ", ".join(items[:3]) + more

@@ -1,7 +1,8 @@
-"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, then colour and a still picture.
+"""Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, colour, static noise.
 
-Place is shared by a context and its targets, or a forecast of tokens would have no meaning; colour and the still
-picture are drawn for each clip alone, so that what a clip shows cannot be told by its palette, nor by what stands still.
+A context and its targets share one crop, so that token positions correspond. Colour and static
+noise are drawn for each clip separately, so that neither palette nor static appearance identifies
+a clip.
 """
 
 from dataclasses import dataclass
@@ -15,107 +16,134 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from mofore.errors import UserError
+from mofore.settings import setting
 
-# RGB to luma and two axes of colour (NTSC 1953); a turn of the last two is a change of hue.
+# RGB to luma and two chroma axes (NTSC 1953). A rotation of the chroma axes changes the hue.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
-NOISE_CELLS, NOISE_DEVIATION = (
-    (2, 4, 8, 16),
-    35.0,
-)  # of a still picture: cells along a side; levels, each scale
+# Static noise image: grid sizes of its scales, and the standard deviation of each in grey levels.
+NOISE_GRIDS = (2, 4, 8, 16)
+NOISE_STD = 35.0
 
 
 @dataclass
 class AugmentConfig:
-    crop: float = 0.4  # smallest share of the largest square that a crop keeps; 1 = centre crop
-    flip: float = 0.5  # probability of a mirror image, the same for context and targets
-    colour: float = 0.4  # strength of brightness, contrast and saturation changes; 0 = none
-    hue: float = 0.1  # largest turn of the colour circle, 0..0.5
-    grey: float = 0.0  # probability of a clip without colour
-    still: float = (
-        0.0  # largest share of a still picture of noise that lies over all frames of a clip; 0 = none
+    """Augmentation of pretraining clips. Raises UserError for a value out of range."""
+
+    crop_min_area: float = setting(
+        0.4, "Smallest crop, as a share of the largest square's area; 1 is the centre crop."
+    )
+    flip_prob: float = setting(
+        0.5, "Probability of a horizontal flip, shared by a context and its targets."
+    )
+    colour_jitter: float = setting(
+        0.4, "Strength of brightness, contrast and saturation jitter, below 1; 0 disables it."
+    )
+    hue_jitter: float = setting(
+        0.1, "Largest hue shift, as a share of the colour circle, 0 to 0.5; 0 disables it."
+    )
+    greyscale_prob: float = setting(0.0, "Probability that a clip is converted to greyscale.")
+    static_noise: float = setting(
+        0.0, "Largest weight of a static noise image blended over each clip; 0 disables it."
     )
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop <= 1:
-            raise UserError(f"data.augment.crop={self.crop} is a share: give 0 < crop <= 1.")
-        if not (0 <= self.flip <= 1 and 0 <= self.grey <= 1):
-            raise UserError(f"data.augment: flip={self.flip} and grey={self.grey} are probabilities, 0 to 1.")
-        if not (0 <= self.colour < 1 and 0 <= self.hue <= 0.5):
+        if not 0 < self.crop_min_area <= 1:
             raise UserError(
-                f"data.augment: need 0 <= colour={self.colour} < 1 and 0 <= hue={self.hue} <= 0.5."
+                f"data.augment.crop_min_area={self.crop_min_area} is a share of an area: "
+                "need 0 < crop_min_area <= 1."
             )
-        if not 0 <= self.still < 1:
-            raise UserError(f"data.augment.still={self.still} is a share: give 0 <= still < 1.")
+        if not (0 <= self.flip_prob <= 1 and 0 <= self.greyscale_prob <= 1):
+            raise UserError(
+                f"data.augment: flip_prob={self.flip_prob} and "
+                f"greyscale_prob={self.greyscale_prob} are probabilities: need 0 to 1."
+            )
+        if not (0 <= self.colour_jitter < 1 and 0 <= self.hue_jitter <= 0.5):
+            raise UserError(
+                f"data.augment: need 0 <= colour_jitter={self.colour_jitter} < 1 and "
+                f"0 <= hue_jitter={self.hue_jitter} <= 0.5."
+            )
+        if not 0 <= self.static_noise < 1:
+            raise UserError(
+                f"data.augment.static_noise={self.static_noise} is a weight: "
+                "need 0 <= static_noise < 1."
+            )
 
 
-class Place(NamedTuple):
-    """Where a sample looks: a square of the frame, and whether it is mirrored."""
+class Crop(NamedTuple):
+    """A square of the frame, in pixels, and whether it is flipped horizontally."""
 
     top: int
     left: int
     side: int
-    mirrored: bool
+    flipped: bool
 
 
-def draw_place(rng: np.random.Generator, height: int, width: int, augment: AugmentConfig) -> Place:
-    """A square of `crop`..1 of the area of the largest one, anywhere in the frame."""
+def draw_crop(rng: np.random.Generator, height: int, width: int, augment: AugmentConfig) -> Crop:
+    """A random square of `crop_min_area` to 1 of the largest square's area, flipped at random."""
     largest = min(height, width)
-    if augment.crop == 1:
-        return centre_place(height, width)._replace(mirrored=bool(rng.random() < augment.flip))
-    side = max(1, round(largest * float(np.sqrt(rng.uniform(augment.crop, 1)))))
+    if augment.crop_min_area == 1:
+        return centre_crop(height, width)._replace(flipped=bool(rng.random() < augment.flip_prob))
+    side = max(1, round(largest * float(np.sqrt(rng.uniform(augment.crop_min_area, 1)))))
     top, left = rng.integers(0, height - side + 1), rng.integers(0, width - side + 1)
-    return Place(int(top), int(left), side, bool(rng.random() < augment.flip))
+    return Crop(int(top), int(left), side, bool(rng.random() < augment.flip_prob))
 
 
-def centre_place(height: int, width: int) -> Place:
+def centre_crop(height: int, width: int) -> Crop:
+    """The largest centred square, not flipped."""
     side = min(height, width)
-    return Place((height - side) // 2, (width - side) // 2, side, False)
+    return Crop((height - side) // 2, (width - side) // 2, side, False)
 
 
-def cut(frames: NDArray[np.uint8], place: Place, size: int) -> Tensor:
-    """The square of every frame, resized (bilinear, antialiased): u8 [T, 3, size, size]."""
+def crop_and_resize(frames: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
+    """u8 [T, H, W, 3] -> u8 [T, 3, size, size]: the crop, bilinear with antialiasing, then flip."""
     images = torch.from_numpy(frames).permute(0, 3, 1, 2)
     images = V.resized_crop(
-        images, place.top, place.left, place.side, place.side, [size, size], antialias=True
+        images, crop.top, crop.left, crop.side, crop.side, [size, size], antialias=True
     )
-    return V.horizontal_flip(images) if place.mirrored else images
+    return V.horizontal_flip(images) if crop.flipped else images
 
 
-def recolour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
-    """One change of brightness, contrast, saturation and hue for a whole clip: u8 [T, 3, H, W] -> [3, T, H, W]. All
-    four are affine in RGB, so they are one 3 x 3 matrix and an offset: one pass over the pixels.
+def jitter_colour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
+    """Colour jitter and static noise, the same for all frames: u8 [T, 3, H, W] -> u8 [3, T, H, W].
 
-    Then a share of 0..`still` of one picture over all frames: what moves stays, what stands still is blurred with it
-    (Wang et al. 2021, arXiv 2009.05769, take a frame of the same video; noise keeps nothing of it).
+    Brightness, contrast, saturation and hue are all affine in RGB. One 3 x 3 matrix and an offset
+    apply them in one pass over the pixels.
+
+    Then each frame is blended with one static noise image of weight 0 to `augment.static_noise`.
+    Motion is preserved; static appearance cannot serve as a shortcut. Wang et al. 2021 (arXiv
+    2009.05769) blend with a frame of the same video; noise adds nothing of the video itself.
     """
-    low, high = 1 - augment.colour, 1 + augment.colour
+    low, high = 1 - augment.colour_jitter, 1 + augment.colour_jitter
     brightness, contrast, saturation = rng.uniform(low, high, 3)
-    angle = 2 * np.pi * rng.uniform(-augment.hue, augment.hue)
-    if rng.random() < augment.grey:
+    angle = 2 * np.pi * rng.uniform(-augment.hue_jitter, augment.hue_jitter)
+    if rng.random() < augment.greyscale_prob:
         saturation = 0.0
-    turned = np.eye(3)  # luma stays
-    turned[1:, 1:] = saturation * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = torch.from_numpy(brightness * contrast * (RGB @ turned @ YIQ)).float()
+    yiq_change = np.eye(3)  # luma is unchanged
+    yiq_change[1:, 1:] = saturation * np.array(
+        [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    )
+    matrix = torch.from_numpy(brightness * contrast * (RGB @ yiq_change @ YIQ)).float()
     pixels = images.transpose(0, 1).flatten(1).float()
-    middle = torch.from_numpy(YIQ[:1]).float() @ pixels.mean(dim=1)
-    pixels = torch.addmm(brightness * (1 - contrast) * middle, matrix, pixels)
+    mean_luma = torch.from_numpy(YIQ[:1]).float() @ pixels.mean(dim=1)
+    pixels = torch.addmm(brightness * (1 - contrast) * mean_luma, matrix, pixels)
     pixels = pixels.view(3, len(images), *images.shape[2:])
-    if augment.still:
-        share = rng.uniform(0, augment.still)
-        pixels = pixels.lerp_(still_picture(rng, *images.shape[2:]), share)
+    if augment.static_noise:
+        weight = rng.uniform(0, augment.static_noise)
+        pixels = pixels.lerp_(static_noise_image(rng, *images.shape[2:]), weight)
     return pixels.round_().clamp_(0, 255).to(torch.uint8)
 
 
-def still_picture(rng: np.random.Generator, height: int, width: int) -> Tensor:
-    """f32 [3, 1, height, width] in 0..255: coloured noise of several scales."""
-    picture = torch.from_numpy(rng.uniform(0, 255, (1, 3, 1, 1))).float()
-    for cells in NOISE_CELLS:
-        noise = torch.from_numpy(rng.normal(0, NOISE_DEVIATION, (1, 3, cells, cells))).float()
-        picture = picture + F.interpolate(noise, size=(height, width), mode="bilinear")
-    return picture.clamp_(0, 255).transpose(0, 1)
+def static_noise_image(rng: np.random.Generator, height: int, width: int) -> Tensor:
+    """Coloured noise of several scales, f32 [3, 1, height, width] in 0 to 255."""
+    image = torch.from_numpy(rng.uniform(0, 255, (1, 3, 1, 1))).float()
+    for grid in NOISE_GRIDS:
+        noise = torch.from_numpy(rng.normal(0, NOISE_STD, (1, 3, grid, grid))).float()
+        image = image + F.interpolate(noise, size=(height, width), mode="bilinear")
+    return image.clamp_(0, 255).transpose(0, 1)
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:
-    """The largest centred square, resized: u8 [3, T, size, size]. What evaluation sees."""
-    return cut(frames, centre_place(frames.shape[1], frames.shape[2]), size).transpose(0, 1)
+    """The view of evaluation, centre crop and resize: u8 [T, H, W, 3] -> u8 [3, T, size, size]."""
+    crop = centre_crop(frames.shape[1], frames.shape[2])
+    return crop_and_resize(frames, crop, size).transpose(0, 1)

@@ -1,1 +1,1 @@
-"""What turns clips into latents, and context latents into forecasts."""
+"""The models and their objective: student, teacher, forecaster and losses."""

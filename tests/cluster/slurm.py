@@ -53,14 +53,37 @@ class Cluster:
         (self.folder / "munge").chmod(0o755)
         _resolve(NODES)
         socket_, database = self.folder / "munge/socket", self.folder / "db.sock"
-        self._start("munged", "--foreground", "--force", f"--key-file={key}", f"--socket={socket_}",
-                    *(f"--{name}-file={self.folder}/munge/{name}" for name in ("pid", "log", "seed")))  # fmt: skip
+        self._start(
+            "munged",
+            "--foreground",
+            "--force",
+            f"--key-file={key}",
+            f"--socket={socket_}",
+            *(f"--{name}-file={self.folder}/munge/{name}" for name in ("pid", "log", "seed")),
+        )
         self._until("munged", socket_.exists)
         data = f"--datadir={self.folder / 'db'}"
-        subprocess.run(["mariadb-install-db", "--no-defaults", "--user=root", data,
-                        "--auth-root-authentication-method=normal"], check=True, capture_output=True)  # fmt: skip
-        self._start("mariadbd", "--no-defaults", "--user=root", data, f"--socket={database}", "--skip-networking",
-                    f"--pid-file={self.folder}/db.pid", "--innodb-buffer-pool-size=64M")  # fmt: skip
+        subprocess.run(
+            [
+                "mariadb-install-db",
+                "--no-defaults",
+                "--user=root",
+                data,
+                "--auth-root-authentication-method=normal",
+            ],
+            check=True,
+            capture_output=True,
+        )
+        self._start(
+            "mariadbd",
+            "--no-defaults",
+            "--user=root",
+            data,
+            f"--socket={database}",
+            "--skip-networking",
+            f"--pid-file={self.folder}/db.pid",
+            "--innodb-buffer-pool-size=64M",
+        )
         sql = ["mariadb", "--no-defaults", "-S", str(database), "-e"]
         self._until("mariadbd", lambda: _quiet([*sql, "create database slurm_acct"]))
         self._write_conf(socket_, *_free_ports(2 + len(NODES)))
@@ -75,7 +98,10 @@ class Cluster:
         for node in NODES:
             self.start_node(node)
         self._until(
-            "slurmctld", lambda: told("sinfo", "-h", "-p", "low", "-o", "%T %D") == f"idle {len(NODES)}"
+            "slurmctld",
+            lambda: (
+                as_user_error("sinfo", "-h", "-p", "low", "-o", "%T %D") == f"idle {len(NODES)}"
+            ),
         )
 
     def start_node(self, node: str) -> None:
@@ -105,9 +131,13 @@ class Cluster:
     def _start(self, program: str, *words: str, name: str = "", **environment: str) -> None:
         with (self.folder / "log" / f"{name or program}.out").open("a") as log:
             self.running[name or program] = subprocess.Popen(
-                [program, *words], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                [program, *words],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
                 env=os.environ | environment,
-            )  # fmt: skip
+            )
 
     def _until(self, program: str, answers: Callable[[], bool]) -> None:
         end = time.monotonic() + 60
@@ -169,7 +199,7 @@ PartitionName=short {everywhere} MaxTime=5 PriorityTier=1
 """)
 
 
-def told(*command: str) -> str:
+def as_user_error(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.conftest import LONG, User, ended, log_of, state_of, step_of, until
-from tests.cluster.slurm import Cluster, told
+from tests.cluster.slurm import Cluster, as_user_error
 from tests.small import differing, distance, state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -35,13 +35,24 @@ def same(run: Path, other: Path) -> bool:
 
 
 def under_way(run: Path, job: str, step: int = 40) -> None:
-    until(lambda: step_of(run) >= step, 120, lambda: log_of(run, job) + told("squeue"))
+    until(lambda: step_of(run) >= step, 120, lambda: log_of(run, job) + as_user_error("squeue"))
 
 
 def preempt(*words: str) -> None:
     """Another job takes the whole cluster for a moment."""
-    subprocess.run(["sbatch", "--partition=high", "--nodes=2", "--exclusive", "--output=/dev/null", *words,
-                    "--wrap=sleep 1"], check=True, capture_output=True)  # fmt: skip
+    subprocess.run(
+        [
+            "sbatch",
+            "--partition=high",
+            "--nodes=2",
+            "--exclusive",
+            "--output=/dev/null",
+            *words,
+            "--wrap=sleep 1",
+        ],
+        check=True,
+        capture_output=True,
+    )
 
 
 @pytest.mark.parametrize("partition", ["low", "patient"])
@@ -82,26 +93,34 @@ def test_operator_requeues(user: User, undisturbed: Path, tmp_path: Path) -> Non
     run = tmp_path / "run"
     job = user.pretrain(run)
     under_way(run, job)
-    (line,) = (line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "RUNNING" in line)
+    (line,) = (
+        line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "RUNNING" in line
+    )
     assert line[:3] == ["run", job, "RUNNING"]
     assert float(line[4]) > 1  # samples a second
     subprocess.run(["scontrol", "requeue", job], check=True)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
     assert [start["restart"] for start in starts(run)] == [0, 1]
-    (line,) = (line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "COMPLETED" in line)
+    (line,) = (
+        line.split() for line in user.mofore("jobs", run).stdout.splitlines() if "COMPLETED" in line
+    )
     assert line[3:6] == ["300/300", line[4], "1"]  # step, loss, restarts
     assert same(run, undisturbed)
 
 
-def test_two_nodes_of_two_ranks_train_the_model_of_one_node_of_four(user: User, tmp_path: Path) -> None:
-    few = ("steps=12", "checkpoint.every=6", "engine.zero=2")
+def test_two_nodes_of_two_ranks_train_the_model_of_one_node_of_four(
+    user: User, tmp_path: Path
+) -> None:
+    few = ("steps=12", "checkpoint.every=6", "engine.zero_stage=2")
     jobs = {}
     for name, shape in {
         "two": ("cluster.nodes=2", "cluster.tasks_per_node=2"),
         "one": ("cluster.tasks_per_node=4",),
     }.items():
         jobs[name] = user.pretrain(tmp_path / name, *shape, *few)
-        assert ended(tmp_path / name, jobs[name]) == "COMPLETED", log_of(tmp_path / name, jobs[name])
+        assert ended(tmp_path / name, jobs[name]) == "COMPLETED", log_of(
+            tmp_path / name, jobs[name]
+        )
     (start,) = starts(tmp_path / "two")
     assert start["nodes"] == ["node1", "node2"]
     assert start["tasks"] == 4
@@ -123,14 +142,20 @@ def test_lost_node_and_what_is_left_of_the_cluster(
         assert ended(run, job) == "COMPLETED", log_of(run, job)
     finally:
         cluster.start_node("node2")
-        until(lambda: told("sinfo", "-h", "-p", "low", "-o", "%T %D") == "idle 2", 60, lambda: told("sinfo"))
+        until(
+            lambda: as_user_error("sinfo", "-h", "-p", "low", "-o", "%T %D") == "idle 2",
+            60,
+            lambda: as_user_error("sinfo"),
+        )
     assert [start["tasks"] for start in starts(run)] == [2, 1]
     weights = [name for name in state(run, STEPS) if name.startswith("weights/")]
     assert distance(state(run, STEPS), state(undisturbed, STEPS), weights) < 1e-2
     assert "rank 1" in log_of(run, job)  # the survivor names the lost one
 
 
-def test_node_that_comes_back(cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path) -> None:
+def test_node_that_comes_back(
+    cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path
+) -> None:
     """The only node of a run loses power in the middle, without a word to the run, and is started again."""
     run = tmp_path / "run"
     job = user.pretrain(run, "cluster.nodelist=node2")
@@ -144,12 +169,14 @@ def test_node_that_comes_back(cluster: Cluster, user: User, undisturbed: Path, t
 
 def test_crash_is_not_requeued_for_ever(user: User, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = user.pretrain(run, "cluster.tries=2", "cluster.prologue=export PYTHONHOME=/nowhere")
+    job = user.pretrain(
+        run, "cluster.max_failures=2", "cluster.prologue=export PYTHONHOME=/nowhere"
+    )
     assert ended(run, job) == "FAILED"
     log = log_of(run, job)
     assert "not requeued: 2 starts in a row ended without a new checkpoint" in log
     assert f"mofore resume {run}" in log
-    assert told("scontrol", "show", "job", job).count("Restarts=1") == 1
+    assert as_user_error("scontrol", "show", "job", job).count("Restarts=1") == 1
 
 
 def test_mistake_of_the_user_is_not_requeued(user: User, tmp_path: Path) -> None:
@@ -160,7 +187,7 @@ def test_mistake_of_the_user_is_not_requeued(user: User, tmp_path: Path) -> None
     job = user.pretrain(run)
     assert ended(run, job) == "FAILED"
     assert "run folder of another configuration" in log_of(run, job)
-    assert "Restarts=0" in told("scontrol", "show", "job", job)
+    assert "Restarts=0" in as_user_error("scontrol", "show", "job", job)
 
 
 def test_cancelled_job_stays_cancelled_and_resumes_on_request(

@@ -6,7 +6,9 @@ from mofore.data.annotate import annotate, read_classes
 from mofore.data.sources import find_sources
 from mofore.errors import UserError
 
-NAMES = [f"{name}/v_{name}_g{group:02}_c01.avi" for name in ("Archery", "Bowling") for group in (1, 8)]
+NAMES = [
+    f"{name}/v_{name}_g{group:02}_c01.avi" for name in ("Archery", "Bowling") for group in (1, 8)
+]
 
 
 @pytest.fixture
@@ -50,7 +52,9 @@ def test_ucf101(root, lists):
 
 def test_numbers_complete_labels_of_a_plain_list(root, lists, write):
     splits, classes = lists
-    listing = write("all.txt", *(f"{name} {1 + index // 2}" for index, name in enumerate(NAMES)), end="\n")
+    listing = write(
+        "all.txt", *(f"{name} {1 + index // 2}" for index, name in enumerate(NAMES)), end="\n"
+    )
     sources = find_sources(str(root), listing)
     annotate(sources, splits, classes, None)
     assert [source.label for source in sources] == ["Archery", "Archery", "Bowling", "Bowling"]
@@ -58,7 +62,9 @@ def test_numbers_complete_labels_of_a_plain_list(root, lists, write):
 
 def test_numbers_of_another_class_are_an_error(root, lists, write):
     train = write("trainlist01.txt", f"{NAMES[1]} 2", f"{NAMES[3]} 1")
-    with pytest.raises(UserError, match=r"2 lines of .*trainlist01.*list: 2 Bowling, folder: Archery"):
+    with pytest.raises(
+        UserError, match=r"2 lines of .*trainlist01.*list: 2 Bowling, folder: Archery"
+    ):
         annotate(find_sources(str(root)), [train], lists[1], None)
 
 
@@ -71,12 +77,16 @@ def test_one_number_behind_every_line_is_a_mark(root, lists, write):
 
 
 def test_a_folder_that_is_no_class_is_an_error(root, write):
-    with pytest.raises(UserError, match=r"2 videos have a label that .*classInd.txt does not know: Bowling"):
+    with pytest.raises(
+        UserError, match=r"2 videos have a label that .*classInd.txt does not know: Bowling"
+    ):
         annotate(find_sources(str(root)), [], write("classInd.txt", "1 Archery"), None)
 
 
 def test_groups_from_a_table(root, write):
-    groups = write("groups.tsv", *(f"{name}\tsource{index % 2}\t1" for index, name in enumerate(NAMES[:3])))
+    groups = write(
+        "groups.tsv", *(f"{name}\tsource{index % 2}\t1" for index, name in enumerate(NAMES[:3]))
+    )
     sources = find_sources(str(root))
     notes = annotate(sources, [], None, groups)
     assert [source.group for source in sources] == ["source0", "source1", "source0", None]
@@ -87,13 +97,17 @@ def test_groups_from_a_table(root, write):
 
 def test_a_group_in_both_splits_is_a_leak(root, lists, write):
     groups = write("groups.tsv", *(f"{name}\tsource" for name in NAMES))
-    with pytest.raises(UserError, match=r"1 groups are in more than one split.*source \(.*g01.*in test"):
+    with pytest.raises(
+        UserError, match=r"1 groups are in more than one split.*source \(.*g01.*in test"
+    ):
         annotate(find_sources(str(root)), lists[0], None, groups)
 
 
 def test_a_video_in_both_splits_is_an_error(root, lists, write):
     test = write("testlist01.txt", NAMES[0], NAMES[1])
-    with pytest.raises(UserError, match=f"1 videos of .*testlist01.* are in another split too: {NAMES[1]}"):
+    with pytest.raises(
+        UserError, match=f"1 videos of .*testlist01.* are in another split too: {NAMES[1]}"
+    ):
         annotate(find_sources(str(root)), [lists[0][0], test], None, None)
 
 
@@ -107,7 +121,9 @@ def test_entries_that_are_not_there_are_told(root, write):
 
 def test_a_list_of_other_videos_is_an_error(root, write):
     train = write("trainlist01.txt", f"videos/{NAMES[0]}")
-    with pytest.raises(UserError, match=f"names none of the videos.*videos/{NAMES[0]}.*is ROOT the folder"):
+    with pytest.raises(
+        UserError, match=f"names none of the videos.*videos/{NAMES[0]}.*is ROOT the folder"
+    ):
         annotate(find_sources(str(root)), [train], None, None)
 
 

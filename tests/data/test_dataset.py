@@ -10,21 +10,27 @@ import torch
 from mofore.data.dataset import DataConfig, EvaluationClips, PretrainClips, collate, usable_rows
 from mofore.data.decode import Reader
 from mofore.data.manifest import Row, Video, read_manifest, write_manifest
-from mofore.data.probe import probe
+from mofore.data.verify import verify_video
 from mofore.data.views import AugmentConfig
 from mofore.data.windows import GapConfig
 from mofore.errors import UserError
 from mofore.types import Batch
 from tests import videos
 
-PLAIN = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, grey=0.0)
+PLAIN = AugmentConfig(
+    crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, greyscale_prob=0.0
+)
 
 
 def prepared(folder: Path, *paths: Path, splits: tuple[str | None, ...] = ()) -> Path:
     """A manifest of these files."""
     rows = []
     for i, path in enumerate(paths):
-        rows.append(Row(str(path), None, None, *probe(str(path)), split=splits[i] if splits else None))
+        rows.append(
+            Row(
+                str(path), None, None, *verify_video(str(path)), split=splits[i] if splits else None
+            )
+        )
     write_manifest(folder / "manifest.parquet", rows)
     return folder / "manifest.parquet"
 
@@ -48,7 +54,7 @@ def test_a_sample_has_the_documented_shapes(manifest):
 
 
 def test_training_sees_no_label():
-    assert Batch._fields == ("context", "targets", "gaps", "rows", "kept")
+    assert Batch._fields == ("context", "targets", "gaps", "rows", "visible")
     assert not {"label", "group", "split"} & {field.name for field in fields(Video)}
 
 
@@ -78,7 +84,7 @@ def test_context_and_targets_share_their_place(tmp_path):
     still = np.repeat(videos.noise(1, 80, 112), 30, axis=0)
     path = videos.write_video(tmp_path / "still.mp4", still, options={"crf": "1"})
     manifest = prepared(tmp_path, path)
-    augment = AugmentConfig(crop=0.3, flip=0.5, colour=0.0, hue=0.0)
+    augment = AugmentConfig(crop_min_area=0.3, flip_prob=0.5, colour_jitter=0.0, hue_jitter=0.0)
     views = [clips(manifest, augment=augment)[epoch, 0] for epoch in range(6)]
     for sample in views:
         spread = (sample.targets.float() - sample.context.float()).abs().mean()
@@ -86,7 +92,7 @@ def test_context_and_targets_share_their_place(tmp_path):
     apart = (views[0].context.float() - views[1].context.float()).abs().mean()
     assert apart > 20
 
-    coloured = clips(manifest, augment=replace(augment, colour=0.8, hue=0.5))[0, 0]
+    coloured = clips(manifest, augment=replace(augment, colour_jitter=0.8, hue_jitter=0.5))[0, 0]
     means = torch.cat([coloured.context[None], coloured.targets]).float().mean(dim=(2, 3, 4))
     assert means.std(dim=0).mean() > 2  # each clip has a palette of its own
 
@@ -110,7 +116,9 @@ def test_frames_and_gaps_are_those_of_the_file(tmp_path):
 def test_one_sample_is_one_decode(manifest, monkeypatch):
     calls = []
     whole = Reader._get
-    monkeypatch.setattr(Reader, "_get", lambda self, indices: calls.append(indices) or whole(self, indices))
+    monkeypatch.setattr(
+        Reader, "_get", lambda self, indices: calls.append(indices) or whole(self, indices)
+    )
     clips(manifest)[0, 0]
     assert len(calls) == 1
     assert len(set(calls[0].tolist())) == len(calls[0])  # each frame once
@@ -155,7 +163,9 @@ def test_a_video_that_vanished_is_named(tmp_path):
     path = videos.write_video(tmp_path / "gone.mp4", videos.counting(40))
     manifest = prepared(tmp_path, path)
     path.unlink()
-    with pytest.raises(UserError, match=r"gone.mp4 no longer decodes: no such file.*mofore prepare"):
+    with pytest.raises(
+        UserError, match=r"gone.mp4 no longer decodes: no such file.*mofore prepare"
+    ):
         clips(manifest)[0, 0]
     with pytest.raises(UserError, match="gone.mp4 no longer decodes"):
         EvaluationClips(read_manifest(manifest), config(manifest), np.arange(1), 2)[0]

@@ -7,9 +7,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from mofore.data.decode import Undecodable, frame_times, open_video, read_frames
+from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
 from mofore.data.manifest import Video
-from mofore.data.probe import probe
+from mofore.data.verify import verify_video
 from tests import videos
 
 B_FRAMES = {"bf": "2", "g": "6"}
@@ -49,7 +49,9 @@ def test_frames_are_what_another_decoder_gives(tmp_path):
     assert frames.dtype == np.uint8
     assert frames.shape == (12, 62, 46, 3)
     with av.open(str(path)) as container:
-        expected = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+        expected = np.stack(
+            [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+        )
     assert np.abs(frames.astype(int) - expected).max() <= 2
 
 
@@ -60,7 +62,7 @@ def test_times_follow_the_timestamps(tmp_path):
     reader = open_video(str(path))
     assert frame_times(reader) == pytest.approx(times - times[0], abs=1e-3)
     assert videos.number(read_frames(reader, [29, 3])) == [29, 3]
-    facts = probe(str(path))
+    facts = verify_video(str(path))
     assert facts.fps == pytest.approx(29 / (times[-1] - times[0]), rel=1e-3)
     assert facts.duration == pytest.approx(30 / facts.fps)
 
@@ -75,7 +77,7 @@ def test_indices_outside_are_refused(tmp_path, indices):
 @pytest.mark.parametrize("size", [(96, 54), (54, 96), (63, 47), (40, 122)])
 def test_any_height_and_width(tmp_path, size):
     path = videos.write_video(tmp_path / "a.mp4", videos.counting(10, *size))
-    facts = probe(str(path))
+    facts = verify_video(str(path))
     assert (facts.height, facts.width) == size
     assert read_frames(open_video(str(path)), [4]).shape == (1, *size, 3)
 
@@ -91,9 +93,11 @@ def test_member_of_a_larger_file(tmp_path):
         reader = open_video(video)
         assert len(reader) == 30
         assert videos.number(read_frames(reader, [29, 0])) == [29, 0]
-    assert probe(str(shard), len(first), len(second)) == probe(str(tmp_path / "b.mp4"))
-    with pytest.raises(Undecodable, match="ends inside this member"):
-        probe(str(shard), len(first), len(second) + 1)
+    assert verify_video(str(shard), len(first), len(second)) == verify_video(
+        str(tmp_path / "b.mp4")
+    )
+    with pytest.raises(DecodeError, match="ends inside this member"):
+        verify_video(str(shard), len(first), len(second) + 1)
 
 
 def test_bytes_from_another_file_system(tmp_path):
@@ -101,7 +105,7 @@ def test_bytes_from_another_file_system(tmp_path):
     with fsspec.open("memory://decode/a.mp4", "wb") as file:
         file.write(data)
     assert videos.number(read_frames(open_video("memory://decode/a.mp4"), [11, 2])) == [11, 2]
-    with pytest.raises(Undecodable, match="no such file"):
+    with pytest.raises(DecodeError, match="no such file"):
         open_video("memory://decode/b.mp4")
 
 
@@ -114,7 +118,9 @@ def scratched(path):
 
 def without_first_key_frame(path):
     """H.264 whose first frames cannot be decoded: left alone, decord shows others in their place."""
-    whole = videos.write_video(path.with_name("whole.mp4"), videos.counting(), options={"g": "20", "bf": "0"})
+    whole = videos.write_video(
+        path.with_name("whole.mp4"), videos.counting(), options={"g": "20", "bf": "0"}
+    )
     with av.open(str(whole)) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
         for index, packet in enumerate(source.demux(video=0)):
@@ -150,8 +156,8 @@ def without_first_key_frame(path):
 )
 def test_why_a_file_is_refused(tmp_path, name, make, reason):
     make(tmp_path / name)
-    with pytest.raises(Undecodable, match=reason) as refused:
-        probe(str(tmp_path / name))
+    with pytest.raises(DecodeError, match=reason) as refused:
+        verify_video(str(tmp_path / name))
     assert "\n" not in refused.value.reason
     assert ".cc:" not in refused.value.reason
 
@@ -160,13 +166,13 @@ def test_why_a_file_is_refused(tmp_path, name, make, reason):
 def test_a_file_without_permission_is_refused(tmp_path):
     path = videos.write_video(tmp_path / "a.mp4", videos.counting(5))
     path.chmod(0)
-    with pytest.raises(Undecodable, match="no permission to read it"):
-        probe(str(path))
+    with pytest.raises(DecodeError, match="no permission to read it"):
+        verify_video(str(path))
 
 
 def test_a_file_where_seeking_goes_wrong_is_refused(tmp_path):
     """MPEG-4 with B-frames in Matroska has all its times, and decord still finds other frames."""
     path = videos.write_video(tmp_path / "a.mkv", videos.noise(60), codec="mpeg4", options=B_FRAMES)
     assert open_video(str(path)).seekable
-    with pytest.raises(Undecodable, match="seeking finds other frames"):
-        probe(str(path))
+    with pytest.raises(DecodeError, match="seeking finds other frames"):
+        verify_video(str(path))

@@ -64,7 +64,9 @@ def test_training_holds_no_annotation(tmp_path):
     path = tmp_path / "manifest.parquet"
     write_manifest(path, rows())
     manifest = read_manifest(path)
-    assert not {"label", "group", "split"} & {field.name for field in dataclasses.fields(manifest[0])}
+    assert not {"label", "group", "split"} & {
+        field.name for field in dataclasses.fields(manifest[0])
+    }
     for secret in (b"run", b"g1", b"train"):
         assert secret not in pickle.dumps(manifest._table)
     with pytest.raises(KeyError):
@@ -84,9 +86,17 @@ def test_digest_names_the_content(tmp_path):
     original = digest(rows())
     assert digest(rows(), "other.parquet") == original
     assert digest(rows(), row_group_size=1) == original
-    assert digest([dataclasses.replace(row, label="jump", split=None) for row in rows()]) == original
+    assert (
+        digest([dataclasses.replace(row, label="jump", split=None) for row in rows()]) == original
+    )
     others = [rows()[::-1], rows(2)]
-    for change in ({"digest": "f" * 64}, {"frames": 11}, {"fps": 25.0}, {"uri": "b.mp4"}, {"offset": 0}):
+    for change in (
+        {"digest": "f" * 64},
+        {"frames": 11},
+        {"fps": 25.0},
+        {"uri": "b.mp4"},
+        {"offset": 0},
+    ):
         others.append([dataclasses.replace(rows()[0], **change), *rows()[1:]])
     digests = {digest(other) for other in others}
     assert len(digests) == len(others)

@@ -23,7 +23,9 @@ from tests import videos
 @pytest.fixture(scope="module")
 def one(tmp_path_factory):
     """A small whole video, to be copied."""
-    return videos.write_video(tmp_path_factory.mktemp("one") / "one.mp4", videos.counting(8, 32, 32))
+    return videos.write_video(
+        tmp_path_factory.mktemp("one") / "one.mp4", videos.counting(8, 32, 32)
+    )
 
 
 def place(one, root, *names):
@@ -38,7 +40,15 @@ def place(one, root, *names):
 def mixed(one, tmp_path_factory):
     """(root, out, Prepared) of a folder with one of everything that goes wrong, among good files."""
     root, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("out")
-    place(one, root, "run/b one (1)!.mp4", "run/deep/er/a@2.mp4", "jump/c.MP4", "no class.mp4", ".hidden.mp4")
+    place(
+        one,
+        root,
+        "run/b one (1)!.mp4",
+        "run/deep/er/a@2.mp4",
+        "jump/c.MP4",
+        "no class.mp4",
+        ".hidden.mp4",
+    )
     (root / "run" / "notes.txt").write_text("not a video")
     videos.empty(root / "bad" / "empty.mp4")
     videos.zero_frames(root / "bad" / "zero.avi")
@@ -136,7 +146,11 @@ def test_a_csv_names_members_labels_and_more(one, tmp_path):
     )
     (tmp_path / "classInd.txt").write_text("1 jump\r\n2 run\r\n")
     prepared = prepare(
-        root, tmp_path / "out", listing=str(listing), classes=str(tmp_path / "classInd.txt"), workers=1
+        root,
+        tmp_path / "out",
+        listing=str(listing),
+        classes=str(tmp_path / "classInd.txt"),
+        workers=1,
     )
     manifest, notes = read_manifest(prepared.manifest), read_annotations(prepared.manifest)
     assert [video.offset for video in manifest] == [0, len(data), None]
@@ -150,7 +164,9 @@ def test_copies_in_two_splits_are_told(one, tmp_path):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(one, tmp_path / "videos" / name)
     (tmp_path / "list.csv").write_text("path,split\na/1.mp4,train\na/2.mp4,test\n")
-    prepared = prepare(tmp_path / "videos", tmp_path / "out", listing=str(tmp_path / "list.csv"), workers=1)
+    prepared = prepare(
+        tmp_path / "videos", tmp_path / "out", listing=str(tmp_path / "list.csv"), workers=1
+    )
     assert "1 videos are copies" in prepared.notes[0]
     assert "1 copies are in another split" in prepared.notes[1]
 
@@ -205,7 +221,9 @@ def test_ctrl_c_leaves_no_file_and_no_worker(one, tmp_path):
         "from mofore.data.prepare import prepare\n"
         f"prepare({str(root)!r}, {str(tmp_path / 'out')!r}, workers=2)"
     )
-    child = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE)
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
+    )
     descriptor = reader_of(root / "a.mp4")
     os.killpg(child.pid, signal.SIGINT)
     assert b"KeyboardInterrupt" in child.communicate(timeout=30)[1]
@@ -227,7 +245,10 @@ def test_ctrl_c_leaves_no_file_and_no_worker(one, tmp_path):
         (lambda root: None, "does not exist"),
         (lambda root: root.touch(), "is not a folder"),
         (lambda root: root.mkdir(), "no video in .* Looked for files ending in .mp4"),
-        (lambda root: videos.garbage(root / "a.mp4"), "None of the 1 videos .* not a video or damaged"),
+        (
+            lambda root: videos.garbage(root / "a.mp4"),
+            "None of the 1 videos .* not a video or damaged",
+        ),
     ],
 )
 def test_nothing_is_written_without_a_video(tmp_path, make, message):

@@ -4,10 +4,19 @@ import numpy as np
 import pytest
 import torch
 
-from mofore.data.views import AugmentConfig, Place, centre_view, cut, draw_place, recolour
+from mofore.data.views import (
+    AugmentConfig,
+    Crop,
+    centre_view,
+    crop_and_resize,
+    draw_crop,
+    jitter_colour,
+)
 from mofore.errors import UserError
 
-PLAIN = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, grey=0.0)
+PLAIN = AugmentConfig(
+    crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, greyscale_prob=0.0
+)
 
 
 def ramp(height: int, width: int, frames: int = 2) -> np.ndarray:
@@ -21,7 +30,9 @@ def ramp(height: int, width: int, frames: int = 2) -> np.ndarray:
 def test_crops_lie_inside_and_cover_their_share(height, width):
     sides, corners = [], set()
     for seed in range(300):
-        place = draw_place(np.random.default_rng(seed), height, width, AugmentConfig(crop=0.4))
+        place = draw_crop(
+            np.random.default_rng(seed), height, width, AugmentConfig(crop_min_area=0.4)
+        )
         assert 0 <= place.top <= height - place.side
         assert 0 <= place.left <= width - place.side
         sides.append(place.side)
@@ -30,12 +41,14 @@ def test_crops_lie_inside_and_cover_their_share(height, width):
     assert min(sides) == pytest.approx(largest * 0.4**0.5, abs=1.5)
     assert max(sides) == pytest.approx(largest, abs=1.5)
     assert len(corners) > 100
-    assert cut(ramp(height, width), place, 32).shape == (2, 3, 32, 32)
+    assert crop_and_resize(ramp(height, width), place, 32).shape == (2, 3, 32, 32)
 
 
 def test_a_whole_crop_is_the_centre():
-    place = draw_place(np.random.default_rng(0), 40, 100, AugmentConfig(crop=1.0, flip=0.0))
-    assert place == Place(0, 30, 40, False)
+    place = draw_crop(
+        np.random.default_rng(0), 40, 100, AugmentConfig(crop_min_area=1.0, flip_prob=0.0)
+    )
+    assert place == Crop(0, 30, 40, False)
     view = centre_view(ramp(40, 100), 40)
     assert view.shape == (3, 2, 40, 40)
     assert view[0, 0, 0].tolist() == list(range(30, 70))
@@ -43,19 +56,23 @@ def test_a_whole_crop_is_the_centre():
     assert portrait[1, 0, :, 0].tolist() == list(range(30, 70))
 
 
-@pytest.mark.parametrize(("flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})])
+@pytest.mark.parametrize(
+    ("flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})]
+)
 def test_flips(flip, mirrored):
     for crop in (0.5, 1.0):
-        augment = AugmentConfig(crop=crop, flip=flip)
-        places = [draw_place(np.random.default_rng(seed), 40, 40, augment) for seed in range(50)]
+        augment = AugmentConfig(crop_min_area=crop, flip_prob=flip)
+        places = [draw_crop(np.random.default_rng(seed), 40, 40, augment) for seed in range(50)]
         assert {place.mirrored for place in places} == mirrored
-    plain, turned = (cut(ramp(40, 40), Place(0, 0, 40, side), 40) for side in (False, True))
+    plain, turned = (
+        crop_and_resize(ramp(40, 40), Crop(0, 0, 40, side), 40) for side in (False, True)
+    )
     assert torch.equal(turned, plain.flip(-1))
 
 
 def test_cut_is_the_square_itself_where_nothing_is_resized():
     frames = ramp(50, 60)
-    view = cut(frames, Place(3, 5, 32, False), 32)
+    view = crop_and_resize(frames, Crop(3, 5, 32, False), 32)
     assert view.dtype == torch.uint8
     assert torch.equal(view, torch.from_numpy(frames[:, 3:35, 5:37]).permute(0, 3, 1, 2))
 
@@ -64,53 +81,70 @@ def test_resizing_averages_instead_of_skipping():
     """Fine stripes become grey, not stripes of another width."""
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
     stripes[:, :, ::2] = 200
-    view = cut(stripes, Place(0, 0, 64, False), 16).float()[:, :, :, 2:-2]
+    view = crop_and_resize(stripes, Crop(0, 0, 64, False), 16).float()[:, :, :, 2:-2]
     assert view.mean().item() == pytest.approx(100, abs=2)
     assert view.std().item() < 5
 
 
 def clip() -> torch.Tensor:
-    return torch.from_numpy(np.random.default_rng(0).integers(60, 200, (4, 3, 24, 24), dtype=np.uint8))
+    return torch.from_numpy(
+        np.random.default_rng(0).integers(60, 200, (4, 3, 24, 24), dtype=np.uint8)
+    )
 
 
 def test_no_colour_change_is_none():
-    assert torch.equal(recolour(np.random.default_rng(0), clip(), PLAIN), clip().transpose(0, 1))
+    assert torch.equal(
+        jitter_colour(np.random.default_rng(0), clip(), PLAIN), clip().transpose(0, 1)
+    )
 
 
 @pytest.mark.parametrize("change", [{"colour": 0.4}, {"hue": 0.3}])
 def test_colour_is_one_change_for_all_frames(change):
     augment = AugmentConfig(**{"crop": 1.0, "flip": 0.0, "colour": 0.0, "hue": 0.0} | change)
     still = clip()[:1].expand(4, -1, -1, -1)
-    seen = recolour(np.random.default_rng(1), still, augment)
+    seen = jitter_colour(np.random.default_rng(1), still, augment)
     assert (seen.dtype, seen.shape) == (torch.uint8, (3, 4, 24, 24))
     frames = seen.transpose(0, 1)
     assert not torch.equal(frames, still)
     assert all(torch.equal(frame, frames[0]) for frame in frames)
-    other = recolour(np.random.default_rng(2), still, augment)
+    other = jitter_colour(np.random.default_rng(2), still, augment)
     assert not torch.equal(seen, other)
 
 
 def test_grey_has_no_colour_left():
-    seen = recolour(np.random.default_rng(0), clip(), AugmentConfig(colour=0.0, hue=0.0, grey=1.0)).int()
+    seen = jitter_colour(
+        np.random.default_rng(0),
+        clip(),
+        AugmentConfig(colour_jitter=0.0, hue_jitter=0.0, greyscale_prob=1.0),
+    ).int()
     assert (seen.amax(dim=0) - seen.amin(dim=0)).max() <= 1
 
 
 def test_a_still_picture_moves_nothing():
     """One picture over all frames: differences of frames shrink by one factor, and only they are left of the clip."""
-    augment = AugmentConfig(crop=1.0, flip=0.0, colour=0.0, hue=0.0, still=0.6)
-    seen = recolour(np.random.default_rng(3), clip(), augment)
+    augment = AugmentConfig(
+        crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, static_noise=0.6
+    )
+    seen = jitter_colour(np.random.default_rng(3), clip(), augment)
     before, after = (c[:, 1:].float() - c[:, :-1].float() for c in (clip().transpose(0, 1), seen))
     share = float((before * after).sum() / before.square().sum())
     assert 0.4 <= share < 1
     assert (after - share * before).abs().max() <= 1.01  # rounding
-    assert not torch.equal(recolour(np.random.default_rng(4), clip(), augment), seen)
+    assert not torch.equal(jitter_colour(np.random.default_rng(4), clip(), augment), seen)
 
 
 @pytest.mark.parametrize(
     ("words", "key"),
-    [({"crop": 0.0}, "crop"), ({"crop": 1.5}, "crop"), ({"flip": 2.0}, "flip"), ({"grey": -1.0}, "grey"),
-     ({"colour": 1.0}, "colour"), ({"hue": 0.6}, "hue"), ({"still": 1.0}, "still")],
-)  # fmt: skip
+    [
+        ({"crop": 0.0}, "crop"),
+        ({"crop": 1.5}, "crop"),
+        ({"flip": 2.0}, "flip"),
+        ({"grey": -1.0}, "grey"),
+        ({"colour": 1.0}, "colour"),
+        ({"hue": 0.6}, "hue"),
+        ({"still": 1.0}, "still"),
+    ],
+)
 def test_shares_outside_are_refused(words, key):
     with pytest.raises(UserError, match=f"data.augment.*{key}"):
         AugmentConfig(**words)

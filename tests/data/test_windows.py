@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from mofore.data.windows import GapConfig, GapLaw, draw_gaps, draw_windows, fits, spread_clips
+from mofore.data.windows import (
+    GapConfig,
+    GapDistribution,
+    clips_fit,
+    draw_gaps,
+    draw_windows,
+    evenly_spaced_clips,
+)
 from mofore.errors import UserError
 
 CONSTANT = np.arange(100) / 25  # four seconds at 25 fps
@@ -14,7 +21,7 @@ def draws(gap: GapConfig, room: float, n: int = 4000) -> np.ndarray:
 
 
 def test_uniform_gaps_fill_their_range():
-    gaps = draws(GapConfig(GapLaw.uniform, 0.5, 2.5), room=10)
+    gaps = draws(GapConfig(GapDistribution.uniform, 0.5, 2.5), room=10)
     assert gaps.min() == pytest.approx(0.5, abs=0.01)
     assert gaps.max() == pytest.approx(2.5, abs=0.01)
     share, _ = np.histogram(gaps, bins=4, range=(0.5, 2.5))
@@ -23,27 +30,34 @@ def test_uniform_gaps_fill_their_range():
 
 def test_log_uniform_gaps_are_uniform_in_their_logarithm():
     """As many between 0.1 and 1 as between 1 and 10."""
-    gaps = draws(GapConfig(GapLaw.log_uniform, 0.1, 10), room=20)
+    gaps = draws(GapConfig(GapDistribution.log_uniform, 0.1, 10), room=20)
     assert 0.1 <= gaps.min() <= gaps.max() <= 10
     share, _ = np.histogram(np.log10(gaps), bins=4, range=(-1, 1))
     assert share / len(gaps) == pytest.approx(np.full(4, 0.25), abs=0.03)
 
 
 def test_fixed_gaps_are_the_largest():
-    assert set(draws(GapConfig(GapLaw.fixed, 0.2, 0.7), room=10)) == {0.7}
+    assert set(draws(GapConfig(GapDistribution.fixed, 0.2, 0.7), room=10)) == {0.7}
 
 
-@pytest.mark.parametrize("law", list(GapLaw))
+@pytest.mark.parametrize("distribution", list(GapDistribution))
 @pytest.mark.parametrize(
     ("room", "low", "high"),
-    [(3.0, 0.5, 2.0), (1.0, 0.5, 1.0), (0.5, 0.5, 0.5), (0.2, 0.2, 0.2), (0.0, 0.0, 0.0), (-1e-6, 0.0, 0.0)],
+    [
+        (3.0, 0.5, 2.0),
+        (1.0, 0.5, 1.0),
+        (0.5, 0.5, 0.5),
+        (0.2, 0.2, 0.2),
+        (0.0, 0.0, 0.0),
+        (-1e-6, 0.0, 0.0),
+    ],
 )
-def test_gaps_shrink_to_the_room(law, room, low, high):
+def test_gaps_shrink_to_the_room(distribution, room, low, high):
     """[min, room] where the range does not fit; the room itself where not even min does, down to 0."""
-    gaps = draws(GapConfig(law, 0.5, 2.0), room)
+    gaps = draws(GapConfig(distribution, 0.5, 2.0), room)
     assert gaps.min() >= low
     assert gaps.max() <= high
-    if low < high and law is not GapLaw.fixed:
+    if low < high and distribution is not GapDistribution.fixed:
         assert gaps.min() == pytest.approx(low, abs=0.02)
         assert gaps.max() == pytest.approx(high, abs=0.02)
     else:
@@ -53,20 +67,20 @@ def test_gaps_shrink_to_the_room(law, room, low, high):
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1), (2, 1)])
 def test_a_range_that_is_none_is_refused(low, high):
     with pytest.raises(UserError, match="data.gap"):
-        GapConfig(GapLaw.uniform, low, high)
+        GapConfig(GapDistribution.uniform, low, high)
 
 
 def test_log_uniform_needs_a_smallest_gap():
     with pytest.raises(UserError, match="data.gap.min"):
-        GapConfig(GapLaw.log_uniform, 0.0, 1.0)
+        GapConfig(GapDistribution.log_uniform, 0.0, 1.0)
 
 
-@pytest.mark.parametrize("law", list(GapLaw))
-def test_windows_lie_in_the_video_in_order(law):
+@pytest.mark.parametrize("distribution", list(GapDistribution))
+def test_windows_lie_in_the_video_in_order(distribution):
     """Of 100 frames at 25 fps, clips of 8 at 12.5 fps: every second frame, each once, context before targets."""
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        windows = draw_windows(rng, CONSTANT, 4.0, 8, 12.5, 3, GapConfig(law, 0.1, 5.0))
+        windows = draw_windows(rng, CONSTANT, 4.0, 8, 12.5, 3, GapConfig(distribution, 0.1, 5.0))
         assert (windows.context.shape, windows.targets.shape) == ((8,), (3, 8))
         clips = np.concatenate([windows.context[None], windows.targets])
         assert clips.min() >= 0
@@ -77,7 +91,9 @@ def test_windows_lie_in_the_video_in_order(law):
 
 def test_a_gap_is_the_time_between_the_frames_shown():
     for seed in range(100):
-        windows = draw_windows(np.random.default_rng(seed), CONSTANT, 4.0, 8, 12.5, 2, GapConfig(max=2.0))
+        windows = draw_windows(
+            np.random.default_rng(seed), CONSTANT, 4.0, 8, 12.5, 2, GapConfig(max=2.0)
+        )
         begin, end = CONSTANT[windows.targets[:, 0]], CONSTANT[windows.context[0]] + 8 / 12.5
         assert windows.gaps.dtype == np.float32
         assert windows.gaps == pytest.approx(begin - end, abs=1e-6)
@@ -86,7 +102,9 @@ def test_a_gap_is_the_time_between_the_frames_shown():
 def test_windows_start_anywhere_and_reach_both_ends():
     starts, ends = set(), set()
     for seed in range(500):
-        windows = draw_windows(np.random.default_rng(seed), CONSTANT, 4.0, 8, 12.5, 1, GapConfig(max=1.0))
+        windows = draw_windows(
+            np.random.default_rng(seed), CONSTANT, 4.0, 8, 12.5, 1, GapConfig(max=1.0)
+        )
         starts.add(int(windows.context[0]))
         ends.add(int(windows.targets[0, -1]))
     assert starts >= set(range(40))
@@ -95,7 +113,9 @@ def test_windows_start_anywhere_and_reach_both_ends():
 
 def test_no_room_left_means_target_follows_context():
     """Exactly two clips long: the only place is the whole video."""
-    windows = draw_windows(np.random.default_rng(0), CONSTANT[:16], 0.64, 8, 25.0, 2, GapConfig(min=0.5))
+    windows = draw_windows(
+        np.random.default_rng(0), CONSTANT[:16], 0.64, 8, 25.0, 2, GapConfig(min=0.5)
+    )
     assert windows.context.tolist() == list(range(8))
     assert windows.targets.tolist() == [list(range(8, 16))] * 2
     assert windows.gaps.tolist() == [0, 0]
@@ -107,7 +127,9 @@ def test_a_variable_frame_rate_is_sampled_at_its_times():
     times = np.concatenate([[0], np.cumsum(steps)[:-1]])
     duration = float(steps.sum())
     for seed in range(100):
-        windows = draw_windows(np.random.default_rng(seed), times, duration, 6, 4.0, 2, GapConfig(max=1.0))
+        windows = draw_windows(
+            np.random.default_rng(seed), times, duration, 6, 4.0, 2, GapConfig(max=1.0)
+        )
         for clip in [windows.context, *windows.targets]:
             moments = times[clip[0]] + np.arange(6) / 4
             lag = moments - times[clip]  # the clip began on its first frame or up to 0.2 s later
@@ -125,14 +147,16 @@ def test_fewer_frames_a_second_than_asked_repeat():
 
 
 def test_fits_allows_for_rounded_times():
-    assert fits(1.0, 4, 8.0, 2)
-    assert fits(1.0 - 5e-5, 4, 8.0, 2)
-    assert not fits(0.99, 4, 8.0, 2)
-    assert fits(0.99, 4, 8.0, 1)
+    assert clips_fit(1.0, 4, 8.0, 2)
+    assert clips_fit(1.0 - 5e-5, 4, 8.0, 2)
+    assert not clips_fit(0.99, 4, 8.0, 2)
+    assert clips_fit(0.99, 4, 8.0, 1)
 
 
 def test_evaluation_clips_spread_from_start_to_end():
-    clips = spread_clips(CONSTANT, 4.0, 3, 10, 12.5)
+    clips = evenly_spaced_clips(CONSTANT, 4.0, 3, 10, 12.5)
     assert clips[:, 0].tolist() == [0, 40, 80]
     assert clips[-1, -1] == 98
-    assert spread_clips(CONSTANT[:20], 0.8, 2, 10, 12.5).tolist() == [list(range(0, 20, 2))] * 2
+    assert (
+        evenly_spaced_clips(CONSTANT[:20], 0.8, 2, 10, 12.5).tolist() == [list(range(0, 20, 2))] * 2
+    )

@@ -5,25 +5,32 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from evaluation.features import Features
-from mofore.config import EvaluateConfig
+from mofore.evaluation.config import EvaluateConfig
+from mofore.evaluation.features import Features
 
 
 @pytest.fixture
 def cfg() -> EvaluateConfig:
-    return EvaluateConfig(run="nowhere", resamples=200)
+    return EvaluateConfig(run="nowhere", bootstrap_resamples=200)
 
 
 @pytest.fixture
 def make_features() -> Callable[..., Features]:
     def make(
-        classes: int = 4, groups: int = 6, videos: int = 3, views: int = 4, dim: int = 16,
-        separation: float = 1.0, noise: float = 0.3, seed: int = 0,
-    ) -> Features:  # fmt: skip
+        classes: int = 4,
+        groups: int = 6,
+        videos: int = 3,
+        views: int = 4,
+        dim: int = 16,
+        separation: float = 1.0,
+        noise: float = 0.3,
+        seed: int = 0,
+    ) -> Features:
         """`groups` groups a class, `videos` videos a group; every third group of a class is test."""
         rng = np.random.default_rng(seed)
         label, group, _ = (
-            part.ravel() for part in np.meshgrid(range(classes), range(groups), range(videos), indexing="ij")
+            part.ravel()
+            for part in np.meshgrid(range(classes), range(groups), range(videos), indexing="ij")
         )
         centres = separation * rng.normal(size=(classes, dim))
         sources = 0.3 * rng.normal(size=(classes, groups, dim))

@@ -9,10 +9,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from evaluation.features import nearest, unit
-from evaluation.intervals import Bootstrap
 from mofore.data.decode import open_video, read_frames
 from mofore.data.manifest import Row, read_manifest, write_manifest
+from mofore.evaluation.features import nearest, unit
+from mofore.evaluation.intervals import Bootstrap
 from tests.videos import write_video
 
 CLASSES = (
@@ -25,7 +25,9 @@ CLASSES = (
 )  # names that HTML must not take as markup
 
 
-def moving(label: str, seed: int, frames: int = 20, height: int = 72, width: int = 96) -> np.ndarray:
+def moving(
+    label: str, seed: int, frames: int = 20, height: int = 72, width: int = 96
+) -> np.ndarray:
     """A bright disc on a coloured ground, moved as the class says. u8 [n, H, W, 3]."""
     rng = np.random.default_rng(seed)
     ground, disc = rng.integers(20, 110, 3), rng.integers(150, 255, 3)
@@ -52,8 +54,12 @@ def make_videos(folder: Path, groups: int = 4, labelled: bool = True) -> list[Ro
             name = f"group{group}-{number:02d}.mp4"
             frames = moving(label, seed=100 * group + number)
             write_video(folder / name, frames, fps=10)
-            split = ("test" if group >= groups - max(1, groups // 4) else "train") if labelled else None
-            size = dict(frames=len(frames), fps=10.0, width=96, height=72, duration=len(frames) / 10)
+            split = (
+                ("test" if group >= groups - max(1, groups // 4) else "train") if labelled else None
+            )
+            size = dict(
+                frames=len(frames), fps=10.0, width=96, height=72, duration=len(frames) / 10
+            )
             known = dict(label=label, group=f"g{group}") if labelled else {}
             rows.append(Row(name, None, None, **size, digest=name, split=split, **known))  # type: ignore[arg-type]
     return rows
@@ -65,11 +71,23 @@ def make_run(
     """config.yaml, environment.json and metrics.jsonl, and with `evaluated` what an evaluation leaves."""
     write_manifest(manifest, rows)
     (folder / "evaluation").mkdir(parents=True, exist_ok=True)
-    config = {"steps": steps, "seed": 0, "data": {"manifest": str(manifest)}, "teacher": {"momentum": 0.996}}
+    config = {
+        "steps": steps,
+        "seed": 0,
+        "data": {"manifest": str(manifest)},
+        "teacher": {"momentum": 0.996},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    environment = {"commit": "0" * 40, "world_size": 1, "packages": {"torch": "2.14.1"}, "host": "<laptop>"}
+    environment = {
+        "commit": "0" * 40,
+        "world_size": 1,
+        "packages": {"torch": "2.14.1"},
+        "host": "<laptop>",
+    }
     (folder / "environment.json").write_text(json.dumps(environment))
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curves(steps)))
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in curves(steps))
+    )
     if evaluated:
         write_evaluation(folder, manifest, rows)
     return folder
@@ -83,29 +101,33 @@ def curves(steps: int) -> list[dict[str, float]]:
         t = step / steps
         forecast, contrast = np.exp(-3 * t) + 0.3, 4 * np.exp(-2 * t) + 0.5
         line = {
-            "forecast": forecast,
-            "contrast": contrast,
+            "forecast_loss": forecast,
+            "contrastive_loss": contrast,
             "loss": forecast + contrast,
             "grad_norm": 20 * np.exp(-6 * t) + 0.4,
         }
         line |= {
-            "contrast_accuracy": 0.9 * (1 - np.exp(-3 * t)),
+            "contrastive_accuracy": 0.9 * (1 - np.exp(-3 * t)),
             "effective_rank": 8 + 60 * t,
             "embedding_std": 0.3 + 0.5 * t,
-            "skipped": 0,
+            "skipped_updates": 0,
         }
         line = {key: float(value * np.exp(rng.normal(0, 0.08))) for key, value in line.items()}
         line |= {
             "lr": 1e-3 * min(10 * t, 1) * (1 + np.cos(np.pi * t)) / 2,
-            "momentum": 1 - 0.004 * (1 + np.cos(np.pi * t)) / 2,
+            "teacher_momentum": 1 - 0.004 * (1 + np.cos(np.pi * t)) / 2,
         }
         line |= {
             "samples_per_second": float(rng.normal(40, 3)),
-            "data_wait": float(rng.uniform(0, 0.1)),
-            "gap_mean": 0.8,
+            "data_wait_fraction": float(rng.uniform(0, 0.1)),
+            "mean_gap": 0.8,
         }
         if step % 20 == 0:  # the watch for collapse looks now and then
-            line |= {"held_rank": 5 + 9 * t, "held_std": 0.2 + 0.3 * t, "held_margin": 0.2 * t}
+            line |= {
+                "monitor_effective_rank": 5 + 9 * t,
+                "monitor_embedding_std": 0.2 + 0.3 * t,
+                "monitor_stability_margin": 0.2 * t,
+            }
         lines.append({"step": step} | line)
     return lines
 
@@ -136,17 +158,28 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
     arrays = {f"{name}/embeddings": embeddings for name, embeddings in encoders.items()}
     np.savez(folder / "evaluation" / "features.npz", **arrays, **columns, rows=embedded)  # type: ignore[arg-type]
     found = [
-        result for name, embeddings in encoders.items() for result in measure(name, embeddings, **columns)
+        result
+        for name, embeddings in encoders.items()
+        for result in measure(name, embeddings, **columns)
     ]
     test = columns["splits"] == "test"
     protocol = {
-        "name": "manifest-split", "views": 1, "train": int((~test).sum()), "test": int(test.sum()),
-        "classes": len(set(columns["labels"]) - {""}), "groups": len(set(columns["groups"])),
-    }  # fmt: skip
+        "name": "manifest-split",
+        "views": 1,
+        "train": int((~test).sum()),
+        "test": int(test.sum()),
+        "classes": len(set(columns["labels"]) - {""}),
+        "groups": len(set(columns["groups"])),
+    }
     results = {
-        "run": str(folder), "checkpoint": {"step": 300, "digest": "ab12" * 16}, "commit": "1" * 40,
-        "manifest_digest": videos.digest, "split_digest": "cd" * 32, "protocol": protocol, "results": found,
-    }  # fmt: skip
+        "run": str(folder),
+        "checkpoint": {"step": 300, "digest": "ab12" * 16},
+        "commit": "1" * 40,
+        "manifest_digest": videos.digest,
+        "split_digest": "cd" * 32,
+        "protocol": protocol,
+        "results": found,
+    }
     (folder / "evaluation" / "results.json").write_text(json.dumps(results))
 
 
@@ -155,7 +188,9 @@ def clip(video: Any) -> np.ndarray:
     reader = open_video(video)
     frames = read_frames(reader, np.linspace(0, len(reader) - 1, 8).round().astype(int))
     return (
-        np.stack([np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]).astype(np.float32)
+        np.stack([np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]).astype(
+            np.float32
+        )
         / 255
     )
 
@@ -173,10 +208,16 @@ def measure(
     found = []
 
     def add(
-        metric: str, value: Any = None, protocol: str = "", note: str | None = None, spread: Any = None
+        metric: str,
+        value: Any = None,
+        protocol: str = "",
+        note: str | None = None,
+        spread: Any = None,
     ) -> None:
         value, low, high = value if isinstance(value, tuple) else (value, None, None)
-        line = dict(encoder=encoder, metric=metric, value=value, low=low, high=high, n=int(test.sum()))
+        line = dict(
+            encoder=encoder, metric=metric, value=value, low=low, high=high, n=int(test.sum())
+        )
         found.append(line | dict(protocol=protocol, note=note, spread=spread))
 
     if test.any() and (labels != "").any():
@@ -198,8 +239,18 @@ def measure(
     values = np.linalg.svd(embeddings, compute_uv=False)
     share = values[values > 0] / values.sum()
     cosines = unit(embeddings) @ unit(embeddings).T
-    add("different_video_cosine", float(cosines.mean()), "source groups apart", spread=float(cosines.std()))
+    add(
+        "different_video_cosine",
+        float(cosines.mean()),
+        "source groups apart",
+        spread=float(cosines.std()),
+    )
     add("effective_rank", float(np.exp(-(share * np.log(share)).sum())), "RankMe of test")
     note = None if encoder in ("trained", "untrained") else "a baseline without a forecaster"
-    add("forecast_relative", 0.7 if note is None else None, "forecast_mse over persistence_mse, test", note)
+    add(
+        "forecast_relative",
+        0.7 if note is None else None,
+        "forecast_mse over persistence_mse, test",
+        note,
+    )
     return found

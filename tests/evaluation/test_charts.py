@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from evaluation import charts
+from mofore.evaluation import charts
 
 
 def test_a_hundred_classes_keep_their_own_marks_or_share_grey():

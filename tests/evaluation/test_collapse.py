@@ -53,4 +53,6 @@ def test_no_embeddings_at_all():
 def test_deviation_of_an_isotropic_cloud_is_about_one_and_of_a_point_zero():
     assert embedding_std(gaussian(20000, 64)).item() == pytest.approx(1, abs=0.01)
     assert embedding_std(gaussian(1, 64).repeat(100, 1)).item() == pytest.approx(0, abs=1e-5)
-    assert embedding_std(gaussian(1, 64).repeat(100, 1) * torch.arange(1, 101)[:, None]).item() < 1e-5
+    assert (
+        embedding_std(gaussian(1, 64).repeat(100, 1) * torch.arange(1, 101)[:, None]).item() < 1e-5
+    )

@@ -9,23 +9,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mofore.evaluation.table import describe
 from rich.console import Console
 
-from evaluation.console import table
-from evaluation.evaluate import evaluate
-from evaluation.table import describe
-from mofore.commit import CheckpointConfig
-from mofore.config import EvaluateConfig, PretrainConfig, write_config
+from mofore.checkpoint.saver import Saver
+from mofore.checkpoint.writer import CheckpointConfig
+from mofore.config import PretrainConfig, write_config
 from mofore.data.dataset import DataConfig, EvaluationClips
 from mofore.data.manifest import Row, read_manifest, write_manifest
-from mofore.data.motion import MOTIONS, encode, motion_video
+from mofore.data.synthetic import MOTIONS, motion_video, write_h264
 from mofore.errors import UserError
-from mofore.models.encoder import BackboneConfig
+from mofore.evaluation.config import EvaluateConfig
+from mofore.evaluation.console import table
+from mofore.evaluation.evaluate import evaluate
+from mofore.models.backbone import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig
-from mofore.pretraining import build_pretraining
-from mofore.run import load_pretraining
-from mofore.saving import Saver
-from mofore.types import Piece
+from mofore.models.objective import build_pretraining
+from mofore.run_folder import load_pretraining
+from mofore.types import Shard
 
 FPS, FRAMES, SIZE = 24, 20, 32
 ENCODERS = ["trained", "untrained", "pixels", "frame differences"]
@@ -39,7 +40,7 @@ def rows(tmp_path_factory) -> list[Row]:
     for texture, motion in itertools.product(range(10), MOTIONS):
         path = folder / motion / f"{texture}.mp4"
         path.parent.mkdir(exist_ok=True)
-        encode(str(path), motion_video(motion, texture, frames=FRAMES, size=SIZE, fps=FPS), FPS)
+        write_h264(path, motion_video(motion, texture, frames=FRAMES, size=SIZE, fps=FPS), FPS)
         length, group = FRAMES / FPS, f"texture {texture}"
         made.append(Row(str(path), None, None, FRAMES, FPS, SIZE, SIZE, length, "0", motion, group))
     return made
@@ -57,7 +58,7 @@ def make_run(folder: Path, rows: list[Row], seed: int = 5) -> Path:
     config = PretrainConfig(
         run_dir=str(folder / "run"),
         data=DataConfig(manifest=str(manifest), frames=4, fps=12.0, size=16, targets=2),
-        backbone=BackboneConfig(embed_dim=16, depth=1, num_heads=2, patch=8),
+        backbone=BackboneConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8),
         forecaster=ForecasterConfig(dim=16, depth=1, heads=2),
     )
     run = folder / "run"
@@ -65,15 +66,19 @@ def make_run(folder: Path, rows: list[Row], seed: int = 5) -> Path:
     write_config(config, run / "config.yaml")
     model = build_pretraining(config.model(), seed)
     weights = {f"weights/{name}": parameter.data for name, parameter in model.named_parameters()}
-    saver = Saver(run, CheckpointConfig(), {name: list(tensor.shape) for name, tensor in weights.items()})
-    pieces = (Piece(name, 0, tensor.flatten(), True) for name, tensor in weights.items())
+    saver = Saver(
+        run, CheckpointConfig(), {name: list(tensor.shape) for name, tensor in weights.items()}
+    )
+    pieces = (Shard(name, 0, tensor.flatten(), True) for name, tensor in weights.items())
     saver.save(7, pieces, {"manifest_digest": read_manifest(manifest).digest})
     saver.close()
     return run
 
 
 def settings(run: Path, **others) -> EvaluateConfig:
-    return replace(EvaluateConfig(run=str(run), workers=0, resamples=50, batch=8), **others)
+    return replace(
+        EvaluateConfig(run=str(run), workers=0, bootstrap_resamples=50, batch_size=8), **others
+    )
 
 
 def results_of(path: Path) -> dict:
@@ -107,13 +112,28 @@ def test_every_number_has_an_interval_a_protocol_and_an_n(finished):
 
 def test_all_metrics_stand_for_all_encoders(finished):
     found = results_of(finished / "evaluation" / "results.json")["results"]
-    metrics = {encoder: [r["metric"] for r in found if r["encoder"] == encoder] for encoder in ENCODERS}
+    metrics = {
+        encoder: [r["metric"] for r in found if r["encoder"] == encoder] for encoder in ENCODERS
+    }
     assert all(metrics[encoder] == metrics["trained"] for encoder in ENCODERS)
     assert {
-        "knn_accuracy", "linear_probe_accuracy", "retrieval_r1", "retrieval_r50", "same_video_cosine",
-        "same_class_cosine", "different_class_cosine", "neighbour_cosine", "stability_margin", "forecast_mse",
-        "persistence_mse", "mean_latent_mse", "forecast_relative", "forecast_r2", "effective_rank", "embedding_std",
-    } <= set(metrics["trained"])  # fmt: skip
+        "knn_accuracy",
+        "linear_probe_accuracy",
+        "retrieval_r1",
+        "retrieval_r50",
+        "same_video_cosine",
+        "same_class_cosine",
+        "different_class_cosine",
+        "neighbour_cosine",
+        "stability_margin",
+        "forecast_mse",
+        "persistence_mse",
+        "mean_latent_mse",
+        "forecast_relative",
+        "forecast_r2",
+        "effective_rank",
+        "embedding_std",
+    } <= set(metrics["trained"])
     forecast = {r["encoder"]: r["value"] for r in found if r["metric"] == "forecast_mse"}
     assert forecast["pixels"] is forecast["frame differences"] is None
     assert forecast["trained"] > 0
@@ -183,7 +203,9 @@ def test_groups_in_both_parts_are_named_in_every_protocol(tmp_path, rows):
     leaking = [replace(row, split="test" if i % 5 == 0 else "train") for i, row in enumerate(rows)]
     found = results_of(evaluate(settings(make_run(tmp_path, leaking))))
     assert found["protocol"]["name"] == "manifest-split-shared-groups"
-    assert all(result["protocol"].endswith("manifest-split-shared-groups") for result in found["results"])
+    assert all(
+        result["protocol"].endswith("manifest-split-shared-groups") for result in found["results"]
+    )
     assert "shared between train and test: 10" in found["protocol"]["notes"][0]
 
 

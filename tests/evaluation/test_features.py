@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.encoders import embed_all, frame_differences, pixels
-from evaluation.features import Extracted, ForecastErrors, load, save
 from mofore.errors import UserError
+from mofore.evaluation.encoders import embed_all, frame_differences, pixels
+from mofore.evaluation.features import Extracted, ForecastErrors, load, save
 
 RANDOM = torch.Generator().manual_seed(0)
 
@@ -51,7 +51,8 @@ def test_embeddings_that_are_not_finite_are_refused():
 def extracted() -> Extracted:
     rng = np.random.default_rng(0)
     arrays = {
-        name: rng.normal(size=(3, 2, 4)).astype(np.float32) for name in ("trained", "frame differences")
+        name: rng.normal(size=(3, 2, 4)).astype(np.float32)
+        for name in ("trained", "frame differences")
     }
     errors = ForecastErrors(*(rng.normal(size=(3, 2)).astype(np.float32) for _ in range(3)))
     return Extracted(np.array([0, 2, 5]), arrays, {"trained": errors})
@@ -70,7 +71,9 @@ def test_the_cache_gives_back_what_it_was_given(tmp_path, extracted):
         found.errors["trained"].mean_latent, extracted.errors["trained"].mean_latent
     )
     with np.load(path) as file:
-        np.testing.assert_array_equal(file["trained/embeddings"], extracted.clips["trained"].mean(axis=1))
+        np.testing.assert_array_equal(
+            file["trained/embeddings"], extracted.clips["trained"].mean(axis=1)
+        )
         assert file["labels"].tolist() == ["a", "", "b"]
     assert [other.name for other in path.parent.iterdir()] == ["features.npz"]
 

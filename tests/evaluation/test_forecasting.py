@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.features import ForecastErrors
-from evaluation.forecasting import forecast_errors, forecasting
-from mofore.models.encoder import BackboneConfig
+from mofore.evaluation.features import ForecastErrors
+from mofore.evaluation.forecasting import forecast_errors, forecasting
+from mofore.models.backbone import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig, ForecasterKind
-from mofore.pretraining import LossConfig, ModelConfig, build_pretraining
+from mofore.models.objective import LossConfig, ModelConfig, build_pretraining
 from mofore.types import Batch
 
 CPU = torch.device("cpu")
@@ -20,7 +20,7 @@ def measured(features, cfg) -> list[Any]:
 
 
 def model(kind=ForecasterKind.transformer, normalise=True):
-    backbone = BackboneConfig(embed_dim=16, depth=1, num_heads=2, patch=8)
+    backbone = BackboneConfig(embed_dim=16, depth=1, num_heads=2, patch_size=8)
     config = ModelConfig(
         4, 16, backbone, ForecasterConfig(kind, 16, 1, 2), LossConfig(normalise_targets=normalise)
     )
@@ -33,7 +33,11 @@ def batch(rows: list[int], targets: int = 2) -> Batch:
     clips = torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
     gaps = torch.rand(len(rows), targets, generator=random)
     return Batch(
-        clips[:, 0], clips[:, 1:], gaps, torch.tensor(rows), torch.zeros(len(rows), 0, dtype=torch.int64)
+        clips[:, 0],
+        clips[:, 1:],
+        gaps,
+        torch.tensor(rows),
+        torch.zeros(len(rows), 0, dtype=torch.int64),
     )
 
 
@@ -43,9 +47,9 @@ def test_errors_are_those_of_the_definition(kind, normalise):
     network, batches = model(kind, normalise), [batch([4, 1]), batch([2])]
     errors = forecast_errors({"trained": network}, batches, 6, 2, CPU)["trained"]
     with torch.inference_mode():
-        truth = torch.cat([network.latents(b.targets) for b in batches])  # rows 4, 1, 2
+        truth = torch.cat([network.teacher_latents(b.targets) for b in batches])  # rows 4, 1, 2
         forecast = torch.cat([network.forecast(b.context, b.gaps) for b in batches])
-        now = torch.cat([network.latents(b.context[:, None]) for b in batches])
+        now = torch.cat([network.teacher_latents(b.context[:, None]) for b in batches])
     mean = truth.mean(dim=(0, 1, 2))
     for field, guess in {"forecast": forecast, "persistence": now, "mean_latent": mean}.items():
         found = getattr(errors, field)
@@ -82,7 +86,8 @@ def test_the_relative_error_is_a_ratio_of_means_and_short_videos_are_counted(mak
     found = {result.metric: result for result in measured(replace(features, errors=errors), cfg)}
     test = features.parts == "test"
     forecast, persistence, mean = (
-        np.nanmean(array[test]) for array in (errors.forecast, errors.persistence, errors.mean_latent)
+        np.nanmean(array[test])
+        for array in (errors.forecast, errors.persistence, errors.mean_latent)
     )
     assert found["forecast_mse"].value == pytest.approx(forecast, rel=1e-5)
     assert found["forecast_relative"].value == pytest.approx(forecast / persistence, rel=1e-5)
@@ -93,5 +98,9 @@ def test_the_relative_error_is_a_ratio_of_means_and_short_videos_are_counted(mak
 
 def test_baselines_have_no_forecast(make_features, cfg):
     results = measured(make_features(), cfg)
-    assert {result.metric for result in results} >= {"forecast_mse", "persistence_mse", "mean_latent_mse"}
+    assert {result.metric for result in results} >= {
+        "forecast_mse",
+        "persistence_mse",
+        "mean_latent_mse",
+    }
     assert all(result.value is None and "baseline" in result.note for result in results)

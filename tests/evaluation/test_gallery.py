@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.gallery import Embedded, choose_queries, neighbours
+from mofore.evaluation.gallery import Embedded, choose_queries, neighbours
 
 
 def test_queries_follow_a_rule_that_knows_no_outcome():
@@ -23,7 +23,9 @@ def test_queries_follow_a_rule_that_knows_no_outcome():
 def test_neighbours_come_from_train_or_else_from_other_groups():
     vectors = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0.2]], np.float32)
     labels, groups = np.array(["a"] * 4), np.array(["g", "g", "h", "i"])
-    split = Embedded(vectors, np.arange(4), labels, labels, groups, np.array(["test", "train", "train", ""]))
+    split = Embedded(
+        vectors, np.arange(4), labels, labels, groups, np.array(["test", "train", "train", ""])
+    )
     assert [row for row, _ in neighbours(split, 0)] == [1, 2]
     whole = Embedded(vectors, np.arange(4), labels, labels, groups, np.array([""] * 4))
     found = neighbours(whole, 0)

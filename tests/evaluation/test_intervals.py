@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation.intervals import MAX_UNITS, Bootstrap, jackknife
+from mofore.evaluation.intervals import MAX_UNITS, Bootstrap, jackknife
 
 
 def names(codes) -> np.ndarray:

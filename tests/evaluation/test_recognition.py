@@ -7,7 +7,14 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from evaluation.recognition import STRENGTHS, _fit, choose_strength, knn, linear_probe, weighted_knn
+from mofore.evaluation.recognition import (
+    STRENGTHS,
+    _fit,
+    choose_strength,
+    knn,
+    linear_probe,
+    weighted_knn,
+)
 
 
 @pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (500, 0.07)])
@@ -45,7 +52,7 @@ def test_apart_is_told_apart_and_noise_is_chance(make_features, cfg, evaluator):
 
 def test_the_protocol_names_k_and_temperature(make_features, cfg):
     assert knn(make_features(), cfg)[0].protocol == "knn k=20 tau=0.07"
-    cfg.k = 1000
+    cfg.knn_k = 1000
     assert "k=48 (all of train)" in knn(make_features(), cfg)[0].protocol
 
 

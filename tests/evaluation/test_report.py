@@ -12,11 +12,11 @@ import yaml
 from PIL import Image
 from PIL.WebPImagePlugin import WebPImageFile
 
-from evaluation import charts
-from evaluation.gallery import FRAMES, thumbnail
-from evaluation.report import read_metrics, write_report
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
+from mofore.evaluation import charts
+from mofore.evaluation.gallery import FRAMES, thumbnail
+from mofore.evaluation.report import read_metrics, write_report
 from tests.evaluation.run_folder import CLASSES, make_run, make_videos
 
 
@@ -53,7 +53,9 @@ def webp(uri) -> WebPImageFile:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     root = tmp_path_factory.mktemp("report")
-    return make_run(root / "run <1>", root / "data" / "manifest.parquet", make_videos(root / "data"))
+    return make_run(
+        root / "run <1>", root / "data" / "manifest.parquet", make_videos(root / "data")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +67,10 @@ def test_every_result_is_printed_with_its_interval(run, page):
     results = json.loads((run / "evaluation" / "results.json").read_text())["results"]
     for r in results:
         if r["value"] is not None and r["metric"].startswith(("knn", "retrieval")):
-            assert f"{100 * r['value']:.1f} % [{100 * r['low']:.1f}, {100 * r['high']:.1f}]" in page.text
+            assert (
+                f"{100 * r['value']:.1f} % [{100 * r['low']:.1f}, {100 * r['high']:.1f}]"
+                in page.text
+            )
     assert "a baseline without a forecaster" in page.text
 
 
@@ -118,7 +123,11 @@ def test_a_thumbnail_plays_at_the_speed_of_its_video(run):
 def test_the_thumbnail_is_of_the_video_that_is_named(run, page):
     manifest = read_manifest(yaml.safe_load((run / "config.yaml").read_text())["data"]["manifest"])
     first = next(attributes for _, attributes in page.tags if attributes.get("class") == "moving")
-    row = next(row for row, video in enumerate(manifest) if first["alt"].endswith(video.uri.rsplit("/")[-1]))
+    row = next(
+        row
+        for row, video in enumerate(manifest)
+        if first["alt"].endswith(video.uri.rsplit("/")[-1])
+    )
     assert first["src"] == thumbnail(manifest[row]).moving
 
 
@@ -131,7 +140,9 @@ def test_neighbours_are_right_exactly_where_the_class_is_the_same(page):
 
 def test_without_labels_neighbours_are_shown_and_not_judged(tmp_path):
     run = make_run(
-        tmp_path / "run", tmp_path / "manifest.parquet", make_videos(tmp_path, groups=1, labelled=False)
+        tmp_path / "run",
+        tmp_path / "manifest.parquet",
+        make_videos(tmp_path, groups=1, labelled=False),
     )
     page = Page(write_report(run).read_text())
     assert sum(a.get("class") == "moving" for _, a in page.tags) == 8 * 6
@@ -141,7 +152,10 @@ def test_without_labels_neighbours_are_shown_and_not_judged(tmp_path):
 
 def test_without_an_evaluation_the_command_is_named(tmp_path):
     run = make_run(
-        tmp_path / "run", tmp_path / "manifest.parquet", make_videos(tmp_path, groups=1), evaluated=False
+        tmp_path / "run",
+        tmp_path / "manifest.parquet",
+        make_videos(tmp_path, groups=1),
+        evaluated=False,
     )
     page = Page(write_report(run).read_text())
     assert f"mofore evaluate run={run}" in page.text

@@ -8,7 +8,7 @@ from importlib.util import find_spec
 import pytest
 from PIL import Image
 
-from evaluation.report import write_report
+from mofore.evaluation.report import write_report
 from tests.evaluation.run_folder import make_run, make_videos
 
 pytestmark = pytest.mark.browser
@@ -73,12 +73,16 @@ def test_it_stands_alone_and_fits(visit, report, width, scheme):
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.complaints == []
     assert [url for url in page.requests if not url.startswith("data:")] == [report.as_uri()]
-    assert page.evaluate("[...document.images].every(image => image.complete && image.naturalWidth > 0)")
+    assert page.evaluate(
+        "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
+    )
 
 
 def test_nothing_from_outside_could_be_loaded(visit):
     page = visit()
-    page.evaluate("document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))")
+    page.evaluate(
+        "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))"
+    )
     page.wait_for_timeout(200)
     assert any("Content Security Policy" in text for text in page.complaints)
 

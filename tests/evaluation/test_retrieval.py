@@ -3,8 +3,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from evaluation.features import nearest, unit
-from evaluation.retrieval import DEPTHS, retrieval
+from mofore.evaluation.features import nearest, unit
+from mofore.evaluation.retrieval import DEPTHS, retrieval
 
 
 def recalls(features, cfg) -> list[Any]:
@@ -13,10 +13,15 @@ def recalls(features, cfg) -> list[Any]:
 
 def test_nearest_is_brute_force_across_blocks():
     rng = np.random.default_rng(0)
-    queries, bank = rng.normal(size=(23, 8)).astype(np.float32), rng.normal(size=(40, 8)).astype(np.float32)
+    queries, bank = (
+        rng.normal(size=(23, 8)).astype(np.float32),
+        rng.normal(size=(40, 8)).astype(np.float32),
+    )
     cosine, rows = nearest(queries, bank, 7, block=5)
     for i, query in enumerate(queries):
-        every = np.array([query @ other / np.linalg.norm(query) / np.linalg.norm(other) for other in bank])
+        every = np.array(
+            [query @ other / np.linalg.norm(query) / np.linalg.norm(other) for other in bank]
+        )
         np.testing.assert_array_equal(rows[i], np.argsort(-every)[:7])
         np.testing.assert_allclose(cosine[i], np.sort(every)[::-1][:7], rtol=1e-4)
 

@@ -2,9 +2,9 @@ from collections import Counter
 
 import pytest
 
-from evaluation.splits import choose_split, cut_groups, shared_groups, video_names
 from mofore.data.manifest import Annotations, Row, read_manifest, write_manifest
 from mofore.errors import UserError
+from mofore.evaluation.splits import choose_split, cut_groups, shared_groups, video_names
 
 
 def annotations(labels=None, groups=None, splits=None, n=40) -> Annotations:
@@ -36,7 +36,9 @@ def test_leaking_groups_change_the_protocols_name():
 
 
 def test_other_parts_are_left_out_and_counted():
-    split = choose_split(names(), annotations(LABELS, None, ["train"] * 20 + ["val"] * 12 + ["test"] * 8))
+    split = choose_split(
+        names(), annotations(LABELS, None, ["train"] * 20 + ["val"] * 12 + ["test"] * 8)
+    )
     assert Counter(split.parts.tolist()) == {"train": 20, "": 12, "test": 8}
     assert "left out: 12" in split.notes[0]
 
@@ -52,9 +54,9 @@ def test_groups_are_never_cut_apart(labels):
 def test_every_class_with_two_groups_is_in_both_parts():
     split = choose_split(names(), annotations(LABELS, GROUPS))
     for part in ("train", "test"):
-        assert {label for label, where in zip(LABELS, split.parts, strict=True) if where == part} == set(
-            LABELS
-        )
+        assert {
+            label for label, where in zip(LABELS, split.parts, strict=True) if where == part
+        } == set(LABELS)
 
 
 def test_a_class_with_one_group_stays_in_train():

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from evaluation.features import unit
-from evaluation.stability import collapse, pair_cosines, stability
 from mofore.errors import UserError
+from mofore.evaluation.features import unit
+from mofore.evaluation.stability import collapse, pair_cosines, stability
 
 
 def by_metric(results):
@@ -74,7 +74,9 @@ def test_without_labels_the_classes_are_left_out(make_features, cfg):
 
 
 def test_a_relation_that_no_pair_has_is_told(make_features, cfg):
-    found = by_metric(stability(make_features(groups=3), cfg))  # one test group a class: no same-class pair
+    found = by_metric(
+        stability(make_features(groups=3), cfg)
+    )  # one test group a class: no same-class pair
     assert found["same_class_cosine"].value is None
     assert "no such pair" in found["same_class_cosine"].note
 
@@ -96,4 +98,6 @@ def test_a_collapsed_encoder_shows_in_the_rank_and_not_in_the_cosines(make_featu
 
 
 def test_the_bound_of_the_rank_is_told(make_features, cfg):
-    assert "between 1 and 16" in by_metric(collapse(make_features(), cfg))["effective_rank"].protocol
+    assert (
+        "between 1 and 16" in by_metric(collapse(make_features(), cfg))["effective_rank"].protocol
+    )

@@ -2,12 +2,19 @@
 
 import pytest
 
-from evaluation import table
+from mofore.evaluation import table
 
 
 def result(encoder, metric, value, low=None, high=None, protocol="p", note=None, n=10):
     return dict(
-        encoder=encoder, metric=metric, value=value, low=low, high=high, n=n, protocol=protocol, note=note
+        encoder=encoder,
+        metric=metric,
+        value=value,
+        low=low,
+        high=high,
+        n=n,
+        protocol=protocol,
+        note=note,
     )
 
 
@@ -57,7 +64,11 @@ def test_the_best_of_a_row_is_marked_where_one_direction_is_better():
         result("pixels", "a_new_number", None, note="not for pixels"),
     ]
     laid = table.table(results)
-    best = {row.label: [cell.best for cell in row.cells] for rows in laid.groups.values() for row in rows}
+    best = {
+        row.label: [cell.best for cell in row.cells]
+        for rows in laid.groups.values()
+        for row in rows
+    }
     assert best["forecast / persistence"] == [True, False, False]
     assert best["same-video cosine"] == best["R@50"] == best["a new number"] == [False] * 3
     assert "pixels: not for pixels" in laid.footnotes
@@ -66,7 +77,8 @@ def test_the_best_of_a_row_is_marked_where_one_direction_is_better():
 
 def test_one_metric_under_two_protocols_is_two_rows():
     results = [
-        result("trained", "retrieval_r1", v, protocol=p) for v, p in ((0.5, "all"), (0.4, "other groups"))
+        result("trained", "retrieval_r1", v, protocol=p)
+        for v, p in ((0.5, "all"), (0.4, "other groups"))
     ]
     labels = [row.label for row in table.table(results).groups["Retrieval"]]
     assert labels == ["R@1 (all)", "R@1 (other groups)"]

@@ -1,0 +1,1 @@
+"""Checkpoints: their format, reading, and writing them beside the training."""

@@ -1,0 +1,122 @@
+"""Use an exported encoder: load it, and embed video files.
+
+encoder = mofore.load_encoder("encoders/mine")
+embeddings = mofore.embed(encoder, ["a.mp4", "b.mp4"])  # f32 [2, D]
+"""
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from tqdm import tqdm
+
+from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
+from mofore.data.views import centre_view
+from mofore.data.windows import clip_seconds, clips_fit, evenly_spaced_clips
+from mofore.errors import UserError
+from mofore.export import CONFIG_FILE, FORMAT, WEIGHTS_FILE
+from mofore.models.backbone import Attention, BackboneConfig
+from mofore.models.encoder import VideoEncoder
+
+PROGRESS_DELAY = 2.0  # seconds before the progress bar of `embed` appears
+
+VideoPath = str | os.PathLike[str]
+
+
+def load_encoder(folder: VideoPath) -> VideoEncoder:
+    """Load the encoder that `mofore export RUN DIR` wrote into `folder`, in eval mode on the CPU.
+
+    Raises UserError if the folder has no encoder, the files are damaged or do not fit each other,
+    or they have another format.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise UserError(f"{folder} has no {name}: write one with `mofore export RUN {folder}`.")
+    try:
+        document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(
+            f"{folder / CONFIG_FILE} is damaged: {error}. Export the encoder again with "
+            f"`mofore export RUN {folder}`."
+        ) from error
+    if document.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / CONFIG_FILE} has format {document.get('format')}, this version of MoFore "
+            f"reads format {FORMAT}. Export the encoder again with `mofore export RUN {folder}`."
+        )
+    backbone = document["backbone"]
+    config = BackboneConfig(**backbone | {"attention": Attention[backbone["attention"]]})
+    encoder = VideoEncoder(config, document["frames"], document["size"], document["fps"])
+    try:
+        encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
+    except (RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+    return encoder.eval()
+
+
+@torch.inference_mode()
+def embed(
+    encoder: VideoEncoder,
+    paths: VideoPath | Sequence[VideoPath],
+    views: int = 4,
+    batch_size: int = 8,
+) -> NDArray[np.float32]:
+    """Embed video files: f32 [len(paths), D], the mean over `views` clips spread evenly over each
+    video.
+
+    This is the embedding that `mofore evaluate` computes. paths: one path or URL, or a list of
+    them; one path gives f32 [1, D]. batch_size: videos per forward pass; each file is decoded once.
+    The encoder runs on its own device and in its own mode; `load_encoder` returns it in eval mode.
+
+    Raises UserError, naming the file, if a file does not decode or is shorter than one clip of
+    `encoder.frames` frames at `encoder.fps`.
+    """
+    if encoder.fps is None:
+        raise UserError("encoder.fps is None: set it to the frames per second of a clip.")
+    if views < 1 or batch_size < 1:
+        raise UserError(f"views={views} and batch_size={batch_size} must be at least 1.")
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
+    uris = [os.fspath(path) for path in paths]
+    device = encoder.temporal_positions.device
+    embeddings = np.empty((len(uris), encoder.dim), dtype=np.float32)
+    # disable=None: no bar unless stderr is a terminal.
+    with tqdm(total=len(uris), desc="embed", disable=None, delay=PROGRESS_DELAY) as progress:
+        for start in range(0, len(uris), batch_size):
+            batch = uris[start : start + batch_size]
+            clips = torch.stack([_read_clips(encoder, uri, views) for uri in batch]).to(device)
+            # One view at a time, as in evaluation: the activations of one batch, not of `views`.
+            tokens = torch.stack([encoder.embed(view) for view in clips.unbind(dim=1)], dim=1)
+            embeddings[start : start + len(batch)] = tokens.cpu().numpy().mean(axis=1)
+            progress.update(len(batch))
+    return embeddings
+
+
+def _read_clips(encoder: VideoEncoder, uri: str, views: int) -> Tensor:
+    """Clips u8 [views, 3, T, size, size] spread evenly over the video at `uri`."""
+    assert encoder.fps is not None
+    try:
+        reader = open_video(uri)
+        times = frame_times(reader)
+        # As in the manifest: the last frame lasts as long as the mean frame before it.
+        duration = len(times) / ((len(times) - 1) / float(times[-1])) if times[-1] > 0 else 0.0
+        if not clips_fit(duration, encoder.frames, encoder.fps, 1):
+            raise UserError(
+                f"{uri} has {duration:.2f} s, one clip of {encoder.frames} frames at "
+                f"{encoder.fps:g} fps needs {clip_seconds(encoder.frames, encoder.fps):.2f} s: "
+                "leave it out."
+            )
+        indices = evenly_spaced_clips(times, duration, views, encoder.frames, encoder.fps)
+        frames = read_frames(reader, indices.ravel())
+    except DecodeError as error:
+        raise UserError(f"{error}. Leave it out, or repair the file.") from None
+    clips = centre_view(frames, encoder.size).unflatten(1, indices.shape)
+    return clips.transpose(0, 1).contiguous()

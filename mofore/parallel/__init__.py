@@ -1,0 +1,1 @@
+"""Ranks: the DeepSpeed engine, collectives, liveness and stop signals."""

@@ -1,0 +1,112 @@
+"""What a run starts from: its checkpoint or fresh weights, and its batches from any step on."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mofore.checkpoint.reader import Checkpoint, find_latest_checkpoint, rename_damaged
+from mofore.config import PretrainConfig
+from mofore.data.dataset import PretrainClips
+from mofore.data.loader import RankSampler, build_loader, iterate_batches
+from mofore.data.manifest import Manifest
+from mofore.errors import UserError
+from mofore.models.objective import build_pretraining
+from mofore.optim import build_optimizer, parameter_groups
+from mofore.parallel.collectives import get_rank, get_world_size
+from mofore.parallel.engine import (
+    Engine,
+    build_engine,
+    init_optimizer_state,
+    load_state,
+    state_shapes,
+)
+from mofore.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+def find_resume_checkpoint(run_dir: Path, manifest: Manifest) -> Checkpoint | None:
+    """The checkpoint to resume from; newer ones that are damaged are reported and renamed.
+
+    Raises UserError if it was trained on another manifest.
+    """
+    checkpoint, faults = find_latest_checkpoint(run_dir)
+    if checkpoint and checkpoint.meta["manifest_digest"] != manifest.digest:
+        raise UserError(
+            f"{checkpoint.folder} was trained on another manifest (digest "
+            f"{checkpoint.meta['manifest_digest'][:12]}, now {manifest.digest[:12]}): give that run's "
+            "data.manifest, or another run_dir."
+        )
+    if checkpoint and faults and get_rank() == 0:
+        rename_damaged(run_dir, checkpoint.step)
+        for fault in faults:
+            logger.warning("%s It was renamed; resuming from step %d.", fault, checkpoint.step)
+    return checkpoint
+
+
+def build_training_engine(
+    config: PretrainConfig, checkpoint: Checkpoint | None, device: torch.device
+) -> Engine:
+    """The engine in the state of the checkpoint, or with fresh weights."""
+    micro_batch, accumulation = config.split_batch(get_world_size())
+    model = build_pretraining(config.model(), config.seed)
+    groups = parameter_groups(model, config.optimizer.weight_decay)
+    optimizer = build_optimizer(groups, config.optimizer)
+    clip_grad = config.optimizer.clip_grad
+    engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, clip_grad)
+    if checkpoint:
+        checkpoint.check_shapes(state_shapes(engine))
+    init_optimizer_state(engine, empty_batch(config, micro_batch, device))
+    if checkpoint:
+        load_checkpoint(engine, checkpoint)
+    return engine
+
+
+def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Load weights, moments and the count of applied updates into the engine."""
+    updates = checkpoint.step - checkpoint.meta["bad_updates"]["skipped"]
+    load_state(engine, checkpoint.read, updates)
+
+
+def empty_batch(config: PretrainConfig, videos: int, device: torch.device) -> Batch:
+    """Black clips in the run's shapes, for the step that creates optimizer state."""
+    data = config.data
+    clip = (3, data.frames, data.size, data.size)
+    return Batch(
+        context=torch.zeros(videos, *clip, dtype=torch.uint8, device=device),
+        targets=torch.zeros(videos, data.targets, *clip, dtype=torch.uint8, device=device),
+        gaps=torch.zeros(videos, data.targets, device=device),
+        rows=torch.zeros(videos, dtype=torch.int64, device=device),
+        visible=torch.zeros(videos, 0, dtype=torch.int64, device=device),
+    )
+
+
+def rank_sampler(config: PretrainConfig, videos: int, start: int) -> RankSampler:
+    """This rank's samples from step `start` on.
+
+    UserError if the batch does not divide or is too large.
+    """
+    micro_batch, _ = config.split_batch(get_world_size())
+    return RankSampler(
+        videos,
+        config.global_batch,
+        micro_batch,
+        config.seed,
+        start,
+        config.steps,
+        get_rank(),
+        get_world_size(),
+    )
+
+
+def load_batches(
+    config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
+) -> Iterator[Batch]:
+    """This rank's micro-batches from step `start` on; workers start when the first is asked for."""
+    sampler = rank_sampler(config, len(rows), start)
+    clips = PretrainClips(manifest, config.data, rows, config.seed, config.tokens)
+    pin_memory = device.type == "cuda"
+    return iterate_batches(build_loader(clips, sampler, config.workers, pin_memory))
