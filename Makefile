@@ -1,10 +1,10 @@
-# make env | demo | test | lint: each makes what it needs. Python 3.11 and make are all that must be there.
+# make env | demo | test | lint | docs: each creates what it needs. Requires Python 3.11, g++ and make.
 SHELL := /bin/bash
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: env demo test lint clean
+.PHONY: env demo test lint docs clean
 
 env: $(VENV)/installed
 
@@ -24,6 +24,10 @@ lint: env
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+docs: env
+	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf demo build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo build site *.egg-info .pytest_cache .mypy_cache .ruff_cache

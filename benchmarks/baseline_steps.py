@@ -1,4 +1,4 @@
-"""The steps that benchmarks.step times: ours, and those of others through the package that has them."""
+"""The training steps that benchmarks.step times: MoFore's, and those of Hugging Face transformers."""
 
 import argparse
 import copy
@@ -8,85 +8,58 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from mofore.bad_updates import BadUpdatePolicy
+from benchmarks.training_step import RANK_TIMEOUT, TrainingStep, random_batch
 from mofore.collapse_monitor import CollapseMonitor
 from mofore.config import PretrainConfig, compose
 from mofore.models.ema import update_teacher
 from mofore.models.objective import build_pretraining
 from mofore.parallel.engine import start_ranks
-from mofore.resume import build, empty_batch
-from mofore.train import update
-from mofore.types import Batch
+from mofore.startup import build_training_engine
 
 Step = Callable[[], object]
-CHECKPOINTING = ["backbone.grad_checkpoint_every=1"]
-OURS: dict[str, list[str]] = {
-    "ours, default recipe": [],
-    "ours, all tokens": ["data.targets=1", "data.token_keep_ratio=1"],
-    "ours, all tokens, checkpointing": [
-        "data.targets=1",
-        "data.token_keep_ratio=1",
-        *CHECKPOINTING,
-    ],
-    "ours, a quarter of the tokens": ["data.targets=1", "data.token_keep_ratio=0.25"],
-    "ours, all tokens, two targets": ["data.targets=2", "data.token_keep_ratio=1"],
+ALL_TOKENS = ["data.targets=1", "data.token_keep_ratio=1"]
+DEFAULT = "MoFore, default recipe"
+WHOLE = "MoFore, all tokens"
+CHECKPOINTED = "MoFore, all tokens, gradient checkpointing"
+MOFORE: dict[str, list[str]] = {
+    DEFAULT: [],
+    WHOLE: ALL_TOKENS,
+    CHECKPOINTED: [*ALL_TOKENS, "backbone.grad_checkpoint_every=1"],
+    "MoFore, a quarter of the tokens": ["data.targets=1", "data.token_keep_ratio=0.25"],
+    "MoFore, all tokens, two targets": ["data.targets=2", "data.token_keep_ratio=1"],
 }
-OTHERS = ("V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% masked")
+VJEPA2, VIDEOMAE = "V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% masked"
+TEACHER_MOMENTUM = 0.996
 
 
-def config_of(options: argparse.Namespace, words: list[str]) -> PretrainConfig:
-    fixed = [
+def step_config(options: argparse.Namespace, overrides: list[str]) -> PretrainConfig:
+    """The configuration of MoFore's step at the backbone, clip and batch of the options."""
+    shape = [
         f"backbone={options.backbone}",
         f"data.frames={options.frames}",
         f"data.size={options.size}",
+        f"global_batch={options.batch}",
     ]
-    return compose(
-        PretrainConfig, [*fixed, f"global_batch={options.batch}", "data.manifest=none", *words]
-    )
+    return compose(PretrainConfig, [*shape, "data.manifest=none", *overrides])
 
 
-def noise(config: PretrainConfig) -> Batch:
-    """A batch of the run's shapes: noise, gaps of half a second, and the tokens that are kept."""
-    batch = empty_batch(config, config.global_batch, torch.device("cpu"))
-    clips = [torch.randint_like(part, 0, 256) for part in batch[:2]]
-    kept = batch.visible
-    if config.data.token_keep_ratio < 1:
-        orders = torch.stack([torch.randperm(config.tokens) for _ in range(config.global_batch)])
-        kept = orders[:, : round(config.data.token_keep_ratio * config.tokens)].sort(dim=1).values
-    return Batch(clips[0], clips[1], batch.gaps + 0.5, batch.rows, kept)
+def collapse_measurement(config: PretrainConfig) -> Step:
+    """One measurement of the collapse monitor."""
+    engine = build_training_engine(config, None, start_ranks(RANK_TIMEOUT))
+    clip = random_batch(config, torch.device("cpu")).context.shape[1:]
+    clips = torch.randint(0, 256, (config.collapse.videos, 2, *clip), dtype=torch.uint8)
+    monitor = CollapseMonitor(config.collapse, clips, config.global_batch)
+    return lambda: monitor.measure(engine)
 
 
-def our_step(config: PretrainConfig) -> Step:
-    """The whole step as the loop makes it, through DeepSpeed: teacher, student, forecaster, update, EMA."""
-    engine, batch, guard = (
-        build(config, None, start_ranks(600)),
-        noise(config),
-        BadUpdatePolicy(config.bad_updates),
-    )
+def mofore_passes(config: PretrainConfig, backward: bool = True) -> Step:
+    """Forward, and backward unless disabled, of the bare module, without an optimizer.
 
-    def step() -> None:
-        losses, _, norm = update(engine, [batch], guard)
-        guard.note(float(losses.total), norm)
-        update_teacher(engine.module.teacher, engine.module.student, 0.996)
-
-    return step
-
-
-def look(config: PretrainConfig) -> Step:
-    """One look for collapse at the clips that it holds."""
-    engine = build(config, None, start_ranks(600))
-    clips = torch.randint(
-        0, 256, (config.collapse.videos, 2, *noise(config).context.shape[1:]), dtype=torch.uint8
-    )
-    watchdog = CollapseMonitor(config.collapse, clips, config.global_batch)
-    return lambda: watchdog.look(engine)
-
-
-def our_passes(config: PretrainConfig, backward: bool = True) -> Step:
-    """Forward and backward alone, of the bare module; gradients are made once, as a run's are. The step returns the
-    loss, which without a backward keeps every activation that one would need.
+    Gradients are allocated once, as in a run. The step returns the loss. Without backward, the loss
+    keeps every activation alive that backward would need.
     """
-    model, batch = build_pretraining(config.model(), 0), noise(config)
+    model = build_pretraining(config.model(), 0)
+    batch = random_batch(config, torch.device("cpu"))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
@@ -100,15 +73,15 @@ def our_passes(config: PretrainConfig, backward: bool = True) -> Step:
     return step
 
 
-def vjepa_step(options: argparse.Namespace) -> Step:
-    """Assran et al. 2025: a context of tokens forecasts the others as an EMA encoder sees them (L1).
+def vjepa2_step(options: argparse.Namespace) -> Step:
+    """Assran et al. 2025: predict an EMA encoder's tokens from a context of tokens (L1).
 
-    The published predictor (12 blocks, 384 wide). The package's encoder sees all tokens and the predictor the
-    context's; an eighth short of all are targets, as its multi-block masks leave.
+    The published predictor (12 blocks, width 384). The encoder of the package sees all tokens, the
+    predictor an eighth of them; the others are targets, as the multi-block masks leave them.
     """
     from transformers import VJEPA2Config, VJEPA2Model
 
-    shape = _backbone(options)
+    shape = _backbone_shape(options)
     config = VJEPA2Config(
         crop_size=options.size,
         frames_per_clip=options.frames,
@@ -122,29 +95,27 @@ def vjepa_step(options: argparse.Namespace) -> Step:
     clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
     tokens = options.frames // 2 * (options.size // 16) ** 2
     order = torch.randperm(tokens).expand(options.batch, -1)
-    context, target = order[:, : tokens // 8].sort().values, order[:, tokens // 8 :].sort().values
+    context, masked = order[:, : tokens // 8].sort().values, order[:, tokens // 8 :].sort().values
 
     def step() -> None:
         with torch.no_grad():
-            seen = F.layer_norm(teacher(clips).last_hidden_state, (shape.embed_dim,))
-            wanted = seen.gather(1, target[..., None].expand(-1, -1, seen.shape[-1]))
-        out = model(
-            clips, context_mask=[context], target_mask=[target]
-        ).predictor_output.last_hidden_state
-        F.l1_loss(out, wanted).backward()
+            latents = F.layer_norm(teacher(clips).last_hidden_state, (shape.embed_dim,))
+            target = latents.gather(1, masked[..., None].expand(-1, -1, latents.shape[-1]))
+        output = model(clips, context_mask=[context], target_mask=[masked])
+        F.l1_loss(output.predictor_output.last_hidden_state, target).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        update_teacher(teacher, model.encoder, 0.996)
+        update_teacher(teacher, model.encoder, TEACHER_MOMENTUM)
 
     return step
 
 
 def videomae_step(options: argparse.Namespace) -> Step:
-    """Tong et al. 2022: 90% of the tubes are masked and their pixels reconstructed."""
+    """Tong et al. 2022: reconstruct the pixels of 90% of the tubes."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-    shape = _backbone(options)
+    shape = _backbone_shape(options)
     config = VideoMAEConfig(
         image_size=options.size,
         num_frames=options.frames,
@@ -159,9 +130,9 @@ def videomae_step(options: argparse.Namespace) -> Step:
     model = VideoMAEForPreTraining(config)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
     clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
-    places = (options.size // 16) ** 2
-    tube = torch.randperm(places) < round(0.9 * places)
-    masked = tube.repeat(options.frames // 2).expand(options.batch, -1)
+    patches = (options.size // 16) ** 2
+    tubes = torch.randperm(patches) < round(0.9 * patches)
+    masked = tubes.repeat(options.frames // 2).expand(options.batch, -1)
 
     def step() -> None:
         model(clips, bool_masked_pos=masked).loss.backward()
@@ -178,19 +149,19 @@ class _Shape(NamedTuple):
     heads: int
 
 
-def _backbone(options: argparse.Namespace) -> _Shape:
-    student = build_pretraining(config_of(options, []).model(), 0).student
+def _backbone_shape(options: argparse.Namespace) -> _Shape:
+    student = build_pretraining(step_config(options, []).model(), 0).student
     blocks: Any = student.blocks
     return _Shape(student.dim, len(blocks), blocks[0].attn.num_heads)
 
 
 def build_step(name: str, options: argparse.Namespace) -> Step:
+    """The step of this name: a key of MOFORE, "passes of KEY", "forward of KEY", or a baseline."""
     torch.manual_seed(0)
-    if name in OURS:
-        return our_step(config_of(options, [*OURS[name], *options.words]))
+    if name in MOFORE:
+        return TrainingStep(step_config(options, [*MOFORE[name], *options.overrides]))
     if name.startswith(("passes of ", "forward of ")):
-        part, _, ours = name.partition(" of ")
-        return our_passes(
-            config_of(options, [*OURS[ours], *options.words]), backward=part == "passes"
-        )
-    return vjepa_step(options) if name.startswith("V-JEPA") else videomae_step(options)
+        part, _, recipe = name.partition(" of ")
+        config = step_config(options, [*MOFORE[recipe], *options.overrides])
+        return mofore_passes(config, backward=part == "passes")
+    return vjepa2_step(options) if name == VJEPA2 else videomae_step(options)

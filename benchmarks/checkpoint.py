@@ -1,12 +1,14 @@
-"""What a checkpoint costs a step, and a rank's memory: python -m benchmarks.checkpoint
+"""What a checkpoint costs, in time and memory: python -m benchmarks.checkpoint
 
-Three ways to save the same state, in turn, between real steps of the same run: ours (the step waits for a copy in
-memory, the rest is written behind the steps that follow), a plain synchronous save (the library's writer, synced
-and digested), and DeepSpeed's own. Then, for each number of ranks at ZeRO 3, how much memory a rank takes to
-write its share and to read it back, beside the whole state.
+Three ways to save the same state, in turn, between real steps of one run: MoFore's (the step waits
+for a copy in memory; the file is written during the next steps), a plain synchronous save
+(safetensors, synced and hashed), and DeepSpeed's own. Then, for each number of ranks at ZeRO 3, how
+much memory a rank takes to write its shards and to read them back.
 """
 
 import argparse
+import collections
+import contextlib
 import hashlib
 import json
 import os
@@ -15,21 +17,21 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.processes import as_user_error, peak_of
-from mofore.bad_updates import BadUpdatePolicy
+from benchmarks.processes import measure_memory, run_json
+from benchmarks.training_step import RANK_TIMEOUT, TrainingStep
+from mofore.checkpoint.format import CheckpointConfig
 from mofore.checkpoint.reader import find_latest_checkpoint
 from mofore.checkpoint.saver import Saver
-from mofore.checkpoint.writer import CheckpointConfig
 from mofore.config import PretrainConfig, compose
 from mofore.parallel.collectives import all_gather_objects, all_reduce_max, get_rank, get_world_size
-from mofore.parallel.engine import load_state_into, local_state, start_ranks, state_shapes
-from mofore.resume import build, empty_batch
-from mofore.train import update
+from mofore.parallel.engine import Engine, load_state, local_state, start_ranks, state_shapes
+from mofore.startup import build_training_engine
 
 SIZE = (
     "backbone=vit_small",
@@ -41,111 +43,95 @@ SIZE = (
 )
 
 
-def config_of(words: list[str]) -> PretrainConfig:
-    return compose(PretrainConfig, [*SIZE, "data.manifest=none", *words])
+def small_config(overrides: list[str]) -> PretrainConfig:
+    return compose(PretrainConfig, [*SIZE, "data.manifest=none", *overrides])
 
 
-def saves(words: list[str], folder: Path, rounds: int) -> None:
-    """Blocked seconds of each way, in turn, `rounds` times."""
-    config = config_of(["engine.zero_stage=0", *words])
-    device = start_ranks(600)
-    engine = build(config, None, device)
-    shapes = state_shapes(engine)
-    size = sum(4 * torch.Size(shape).numel() for shape in shapes.values())
-    batch, guard = (
-        empty_batch(config, config.global_batch, device),
-        BadUpdatePolicy(config.bad_updates),
-    )
-    saver = Saver(folder / "ours", CheckpointConfig(keep_last=1), shapes)
-    took: dict[str, list[float]] = {
-        "ours": [],
-        "plain": [],
-        "deepspeed": [],
-        "step": [],
-        "step while written": [],
-    }
+def state_bytes(engine: Engine) -> int:
+    """Weights of student and teacher, and both moments, in fp32."""
+    return sum(4 * torch.Size(shape).numel() for shape in state_shapes(engine).values())
 
-    def step() -> float:
-        began = time.perf_counter()
-        update(engine, [batch], guard)
-        return time.perf_counter() - began
 
+@contextlib.contextmanager
+def timed(seconds: list[float]) -> Iterator[None]:
+    """Append the seconds that the block takes."""
+    start = time.perf_counter()
+    yield
+    seconds.append(time.perf_counter() - start)
+
+
+def time_saves(overrides: list[str], folder: Path, rounds: int) -> None:
+    """Print the medians of the seconds that each way of saving blocks a step."""
+    step = TrainingStep(small_config(["engine.zero_stage=0", *overrides]))
+    engine, plain, deepspeed = step.engine, folder / "plain.safetensors", folder / "deepspeed"
+    saver = Saver(folder / "mofore", CheckpointConfig(keep_last=1), state_shapes(engine))
+    seconds: dict[str, list[float]] = collections.defaultdict(list)
     step()
-    saver.save(0, local_state(engine), {})  # the buffer is made once
+    saver.save(0, local_state(engine), {})  # allocates the buffer
     saver.wait()
     for turn in range(1, rounds + 1):
-        took["step"].append(step())
-
-        began = time.perf_counter()
-        saver.save(turn, local_state(engine), {})
-        took["ours"].append(time.perf_counter() - began)
+        with timed(seconds["step"]):
+            step()
+        with timed(seconds["copy"]):
+            saver.save(turn, local_state(engine), {})
         while saver.writing:
-            took["step while written"].append(step())
-        began = time.perf_counter()
-        saver.settle()
-        took["ours"][-1] += time.perf_counter() - began
-
-        began = time.perf_counter()
-        plain = folder / f"plain-{turn}.safetensors"
-        save_file({piece.name: piece.values for piece in local_state(engine)}, plain)
-        with plain.open("rb+") as file:
-            os.fsync(file.fileno())
-            hashlib.file_digest(file, "sha256")
-        took["plain"].append(time.perf_counter() - began)
+            with timed(seconds["step while writing"]):
+                step()
+        with timed(seconds["commit"]):
+            saver.commit()
+        with timed(seconds["synchronous"]):
+            save_plain(engine, plain)
         plain.unlink()
-
-        began = time.perf_counter()
-        engine.save_checkpoint(str(folder / "deepspeed"), tag=str(turn))
-        took["deepspeed"].append(time.perf_counter() - began)
-        shutil.rmtree(folder / "deepspeed")
-    middle = {way: statistics.median(seconds) for way, seconds in took.items()}
-    print(
-        f"state of {size / 1e6:.0f} MB, {rounds} rounds, medians; seconds that a step is blocked by a save"
-    )
-    print(f"  ours                 {middle['ours']:8.3f}")
-    print(
-        f"  plain synchronous    {middle['plain']:8.3f}   ours / plain     {middle['ours'] / middle['plain']:.3f}"
-    )
-    print(
-        f"  DeepSpeed's own      {middle['deepspeed']:8.3f}   ours / DeepSpeed {middle['ours'] / middle['deepspeed']:.3f}"
-        "  (not synced, no digest, no rename)"
-    )
-    print(
-        f"  a step takes {middle['step']:.3f} s, and {middle['step while written']:.3f} s while a file is written"
-    )
+        with timed(seconds["DeepSpeed"]):
+            engine.save_checkpoint(str(deepspeed), tag=str(turn))
+        shutil.rmtree(deepspeed)
+    blocked = map(sum, zip(seconds.pop("copy"), seconds.pop("commit"), strict=True))
+    print_save_times(state_bytes(engine), {**seconds, "MoFore": list(blocked)})
 
 
-def shares(words: list[str], folder: Path) -> None:
-    """Run under torchrun: memory of this rank while it writes its share, and while it reads it."""
-    config = config_of(["engine.zero_stage=3", *words])
-    device = start_ranks(600)
-    engine = build(config, None, device)
-    shapes = state_shapes(engine)
-    size = sum(4 * torch.Size(shape).numel() for shape in shapes.values())
-    with peak_of() as writing:
-        saver = Saver(folder / f"ranks-{get_world_size()}", CheckpointConfig(), shapes)
+def print_save_times(size: int, seconds: dict[str, list[float]]) -> None:
+    """size: of the state, in bytes."""
+    rounds = len(seconds["MoFore"])
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    mofore = medians["MoFore"]
+    print(
+        f"state of {size / 1e6:.0f} MB, medians of {rounds} rounds: seconds that a save blocks a step"
+    )
+    print(f"  {'MoFore':12} {mofore:8.3f}")
+    for name, note in (("synchronous", ""), ("DeepSpeed", "  (not synced, not hashed)")):
+        ratio = mofore / medians[name]
+        print(f"  {name:12} {medians[name]:8.3f}   MoFore / {name}: {ratio:.3f}{note}")
+    writing = medians.get("step while writing")
+    during = f"; {writing:.3f} s while a file is written" if writing else ""
+    print(f"  a step takes {medians['step']:.3f} s{during}")
+
+
+def save_plain(engine: Engine, path: Path) -> None:
+    """The state in one file, synced and hashed before training continues."""
+    save_file({shard.name: shard.values for shard in local_state(engine)}, path)
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+        hashlib.file_digest(file, "sha256")
+
+
+def print_memory(overrides: list[str], folder: Path) -> None:
+    """Run under torchrun: peak memory of the fullest rank while it writes and reads its shards."""
+    device = start_ranks(RANK_TIMEOUT)
+    engine = build_training_engine(small_config(["engine.zero_stage=3", *overrides]), None, device)
+    run_dir = folder / f"ranks-{get_world_size()}"
+    with measure_memory() as writing:
+        saver = Saver(run_dir, CheckpointConfig(), state_shapes(engine))
         saver.save(1, local_state(engine), {})
         saver.close()
     del saver
-    with peak_of() as reading:
-        newest, _ = find_latest_checkpoint(folder / f"ranks-{get_world_size()}")
-        assert newest
-        load_state_into(engine, newest.read, 1)
-    peaks = all_reduce_max([writing.bytes, reading.bytes], device)
+    with measure_memory() as reading:
+        checkpoint, _ = find_latest_checkpoint(run_dir)
+        assert checkpoint
+        load_state(engine, checkpoint.read, 1)
+    write, read = all_reduce_max([writing.peak, reading.peak], device)
     if get_rank() == 0:
-        files = sum(path.stat().st_size for path in newest.folder.glob("*.safetensors"))
-        print(
-            json.dumps(
-                {
-                    "ranks": get_world_size(),
-                    "state": size,
-                    "files": files,
-                    "write": peaks[0],
-                    "read": peaks[1],
-                }
-            )
-        )
-    all_gather_objects(None)
+        print(json.dumps({"state": state_bytes(engine), "write": write, "read": read}))
+    all_gather_objects(None)  # no rank leaves before the others have read
 
 
 def main() -> int:
@@ -154,31 +140,25 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=5, help="saves of each way (default: 5)")
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: the temporary folder")
+    parser.add_argument("--rank-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument(
-        "--folder", type=Path, help="where to write (default: the temporary folder)"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`"
     )
-    parser.add_argument("--share", action="store_true", help=argparse.SUPPRESS)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`")
     options = parser.parse_args()
-    if options.share:
-        shares(options.words, options.folder)
+    if options.rank_memory:
+        print_memory(options.overrides, options.out)
         return 0
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        saves(options.words, Path(folder), options.rounds)
-        print(
-            "ranks  state MB  a rank's share  peak to write  peak to read   (a rank at ZeRO 3, MB)"
-        )
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        time_saves(options.overrides, Path(folder), options.rounds)
+        print("ranks  state MB  shards of a rank  peak to write  peak to read  (MB, ZeRO 3)")
         for ranks in options.ranks:
-            facts = as_user_error(
-                "benchmarks.checkpoint", "--share", "--folder", folder, *options.words, ranks=ranks
-            )
-            share = facts["state"] / ranks
-            print(
-                f"{ranks:5}  {facts['state'] / 1e6:8.1f}  {share / 1e6:14.1f}  {facts['write'] / 1e6:13.1f}  "
-                f"{facts['read'] / 1e6:12.1f}"
-            )
+            argv = ["--rank-memory", "--out", folder, *options.overrides]
+            counts = run_json("benchmarks.checkpoint", *argv, ranks=ranks)
+            state, write, read = (counts[key] / 1e6 for key in ("state", "write", "read"))
+            print(f"{ranks:5}  {state:8.1f}  {state / ranks:16.1f}  {write:13.1f}  {read:12.1f}")
     return 0
 
 

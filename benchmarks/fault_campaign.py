@@ -142,9 +142,8 @@ class Campaign:
         alive = [rank for rank in ranks if rank.alive]
         if kind == "worker killed":
             found = {pid: parent for rank in alive for pid, parent in session(rank.pid).items()}
-            workers = [
-                pid for pid, parent in found.items() if parent in found
-            ]  # children of the server
+            # children of the server
+            workers = [pid for pid, parent in found.items() if parent in found]
             for pid in workers[:1]:
                 os.kill(pid, signal.SIGKILL)
             return bool(workers)

@@ -41,9 +41,8 @@ def main() -> int:
         "--only", nargs="+", choices=KINDS, metavar="KIND", default=KINDS, help="; ".join(KINDS)
     )
     options = parser.parse_args()
-    tqdm.set_lock(
-        threading.RLock()
-    )  # else ranks share one with this process, and may die holding it
+    # else ranks share one with this process, and may die holding it
+    tqdm.set_lock(threading.RLock())
     tqdm.monitor_interval = 0
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -131,7 +131,9 @@ class VideoMAE(MaskedModelling):
         visible, masked = map(self.tube_indices, patches)
         predicted = self.to_pixels(self.predict_masked(clips, visible, masked))
         clips = (clips - self.student.mean) / self.student.std
-        tubelets = to_tubelets(clips, self.student.tubelet_size, self.student.patch_size).flatten(1, 2)
+        tubelets = to_tubelets(clips, self.student.tubelet_size, self.student.patch_size).flatten(
+            1, 2
+        )
         target = normalise(gather_tokens(tubelets, masked).unflatten(2, (3, -1))).flatten(2)
         return F.mse_loss(predicted, target)
 

@@ -1,15 +1,17 @@
-"""One training step, beside those of others on the same backbone, clip and batch: python -m benchmarks.step
+"""The cost of a training step, MoFore's and others': python -m benchmarks.step
 
-    pip install transformers   # its V-JEPA 2 and VideoMAE pretraining steps; without it their rows are left out
+    pip install transformers   # its V-JEPA 2 and VideoMAE; without it their rows are left out
 
-Every contender makes a step in turn, so that all see the same machine; medians of the rounds are reported, with
-the matrix products of each step (torch's own counter) as a share of the rate that a large product reaches in the
-same rounds. Memory is the kernel's count, in a process of its own for each contender. Weights are random and
-clips are noise: what is measured is time.
+All steps use the same backbone, clip and batch. They are timed in turn, so that every step sees
+the same machine, and medians over rounds are reported. The floating-point operations of the matrix
+products (torch's counter) are given as a share of the rate of a large matrix product, measured in
+the same rounds. Memory is the kernel's count, in a process of its own for each step. Weights and
+clips are random.
 """
 
 import argparse
 import gc
+import importlib.util
 import json
 import statistics
 import sys
@@ -23,14 +25,27 @@ from torch.utils.flop_counter import (
     sdpa_flop_count,
 )
 
-from benchmarks.baseline_steps import OTHERS, OURS, Step, build_step, config_of, look
-from benchmarks.processes import as_user_error, peak_of
+from benchmarks.baseline_steps import (
+    CHECKPOINTED,
+    DEFAULT,
+    MOFORE,
+    VIDEOMAE,
+    VJEPA2,
+    WHOLE,
+    Step,
+    build_step,
+    collapse_measurement,
+    step_config,
+)
+from benchmarks.processes import measure_memory, run_json
 from mofore.config import PretrainConfig, compose
 
-SIDE = 1536  # of the matrices whose product gives the machine's rate
+MATRIX_SIDE = 1536  # of the product that gives the machine's rate
+PRODUCTS = 8  # per round; the fastest counts
+PASSES = f"passes of {WHOLE}"
 
 
-# torch's counter knows attention on a GPU, and not on a CPU
+# torch's counter knows attention on GPUs only.
 @register_flop_formula(torch.ops.aten._scaled_dot_product_flash_attention_for_cpu)
 def _attention(query, key, value, *_, out_shape=None, **__) -> int:
     return sdpa_flop_count(query, key, value)
@@ -41,25 +56,27 @@ def _attention_backward(grad, query, key, value, *_, out_shape=None, **__) -> in
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
-def seconds(step: Step) -> float:
-    began = time.perf_counter()
+def time_step(step: Step) -> float:
+    """Seconds of one step."""
+    start = time.perf_counter()
     step()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def memory(name: str, options: argparse.Namespace) -> None:
-    """Run in a process of its own: print the bytes that a step takes beyond what stays between steps."""
+def print_memory(name: str, options: argparse.Namespace) -> None:
+    """In a process of its own: print the memory of a step beyond what stays between steps."""
     step = build_step(name, options)
     step()
     gc.collect()
-    with peak_of() as peak:
-        result = step()  # held until the memory is read: with it, what a backward would need
-    print(json.dumps({"bytes": peak.bytes, "kept": peak.kept}))
+    with measure_memory() as memory:
+        result = step()  # a forward's loss keeps its activations until the memory is read
+    print(json.dumps({"peak": memory.peak, "held": memory.held}))
     del result
 
 
-def _memory(name: str, words: list[str], what: str = "bytes") -> float:
-    return as_user_error("benchmarks.step", "--memory", name, *words)[what] / 2**20
+def memory_mb(name: str, argv: list[str], key: str = "peak") -> float:
+    """MiB of a step, measured in a new process."""
+    return run_json("benchmarks.step", "--memory", name, *argv)[key] / 2**20
 
 
 def main() -> int:
@@ -68,78 +85,111 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--backbone", default="vit_small")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--size", type=int, default=112)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--backbone", default="vit_small", help="default: vit_small")
+    parser.add_argument("--frames", type=int, default=16, help="per clip (default: 16)")
+    parser.add_argument("--size", type=int, default=112, help="pixels of a side (default: 112)")
+    parser.add_argument("--batch", type=int, default=4, help="videos per step (default: 4)")
+    parser.add_argument("--rounds", type=int, default=5, help="timed steps of each (default: 5)")
     parser.add_argument("--memory", metavar="NAME", help=argparse.SUPPRESS)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every MoFore step")
     options = parser.parse_args()
     if options.memory:
-        memory(options.memory, options)
+        print_memory(options.memory, options)
         return 0
-    names = [*OURS]
-    try:
-        import transformers  # noqa: F401
+    names = [*MOFORE]
+    if importlib.util.find_spec("transformers"):
+        names += [VJEPA2, VIDEOMAE]
+    else:
+        print("transformers is not installed: V-JEPA 2 and VideoMAE are left out", file=sys.stderr)
+    keys = ("backbone", "frames", "size", "batch")
+    argv = [f"--{key}={getattr(options, key)}" for key in keys] + options.overrides
+    steps, flops = prepare_steps([*names, PASSES], options)
+    seconds = median_seconds(steps, options.rounds)
+    print_steps(names, seconds, flops, options, argv)
+    print_overheads(seconds, options, argv)
+    return 0
 
-        names += OTHERS
-    except ImportError:
-        print(
-            "transformers is not installed: V-JEPA 2 and VideoMAE are left out (pip install transformers)"
-        )
-    whole, saved = "ours, all tokens", "ours, all tokens, checkpointing"
-    passes = f"passes of {whole}"
+
+def prepare_steps(
+    names: list[str], options: argparse.Namespace
+) -> tuple[dict[str, Step], dict[str, int]]:
+    """Steps after their warm-up, and their floating-point operations, by name."""
     steps, flops = {}, {}
-    for name in [*names, passes]:
+    for name in names:
         steps[name] = build_step(name, options)
         steps[name]()
         with FlopCounterMode(display=False) as counter:
             steps[name]()
         flops[name] = counter.get_total_flops()
-    matrix = torch.randn(SIDE, SIDE)
-    took: dict[str, list[float]] = {name: [] for name in [*steps, "rate"]}
-    for _ in range(options.rounds):
+    return steps, flops
+
+
+def median_seconds(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """By name of the step; "product" is the matrix product."""
+    matrix = torch.randn(MATRIX_SIDE, MATRIX_SIDE)
+    seconds: dict[str, list[float]] = {name: [] for name in [*steps, "product"]}
+    for _ in range(rounds):
         for name, step in steps.items():
-            took[name].append(seconds(step))
-        took["rate"].append(min(seconds(lambda: matrix @ matrix) for _ in range(8)))
-    middle = {name: statistics.median(times) for name, times in took.items()}
-    rate = 2 * SIDE**3 / middle["rate"]
-    words = [
-        f"--{key}={getattr(options, key)}" for key in ("backbone", "frames", "size", "batch")
-    ] + options.words
-    vjepa = middle.get(OTHERS[0])
+            seconds[name].append(time_step(step))
+        products = [time_step(lambda: matrix @ matrix) for _ in range(PRODUCTS)]
+        seconds["product"].append(min(products))
+    return {name: statistics.median(times) for name, times in seconds.items()}
+
+
+def print_steps(
+    names: list[str],
+    seconds: dict[str, float],
+    flops: dict[str, int],
+    options: argparse.Namespace,
+    argv: list[str],
+) -> None:
+    """One line per step."""
+    rate = 2 * MATRIX_SIDE**3 / seconds["product"]
     print(
-        f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x {options.size}, "
-        f"{torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product of {SIDE} x {SIDE}"
+        f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x "
+        f"{options.size}, {torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product "
+        f"of {MATRIX_SIDE} x {MATRIX_SIDE}"
     )
-    print(f"{'step':38} samples/s  TFLOP  of the rate  peak MB  x V-JEPA 2")
+    print(f"{'step':42} samples/s  TFLOP  of that rate  peak MB  x V-JEPA 2")
     for name in names:
-        share = flops[name] / middle[name] / rate
-        times = f"{vjepa / middle[name]:10.2f}" if vjepa else ""
+        share = flops[name] / seconds[name] / rate
+        relative = f"{seconds[VJEPA2] / seconds[name]:10.2f}" if VJEPA2 in seconds else ""
         print(
-            f"{name:38} {options.batch / middle[name]:9.2f}  {flops[name] / 1e12:5.2f}  {100 * share:10.0f}%"
-            f"  {_memory(name, words):7.0f}  {times}"
+            f"{name:42} {options.batch / seconds[name]:9.2f}  {flops[name] / 1e12:5.2f}  "
+            f"{100 * share:11.0f}%  {memory_mb(name, argv):7.0f}  {relative}"
         )
+
+
+def print_overheads(
+    seconds: dict[str, float], options: argparse.Namespace, argv: list[str]
+) -> None:
+    """Optimizer and EMA, the collapse monitor, and gradient checkpointing."""
+    beyond = 1 - seconds[PASSES] / seconds[WHOLE]
     print(
-        f"beyond forward and backward: {100 * (1 - middle[passes] / middle[whole]):.1f}% of a step (optimizer, EMA, "
-        f"agreement), for {whole!r}"
+        f"optimizer, EMA and collectives: {100 * beyond:.1f}% of a step of {WHOLE!r} (beyond "
+        "forward and backward)"
     )
-    step = look(config_of(options, options.words))
-    took_look, plan = seconds(step), compose(PretrainConfig, ["data.manifest=none"])
-    whole_step = middle["ours, default recipe"] * plan.global_batch / options.batch
+    defaults = compose(PretrainConfig, ["data.manifest=none"])
+    measurement = time_step(collapse_measurement(step_config(options, options.overrides)))
+    step = seconds[DEFAULT] * defaults.global_batch / options.batch
+    share = measurement / (defaults.collapse.every * step)
     print(
-        f"a look for collapse takes {took_look:.2f} s: {100 * took_look / (plan.collapse.every * whole_step):.2f}% of the time, "
-        f"every {plan.collapse.every} steps of {plan.global_batch} videos"
+        f"collapse monitor: {measurement:.2f} s per measurement, {100 * share:.2f}% of the time at "
+        f"one per {defaults.collapse.every} steps of {defaults.global_batch} videos"
     )
-    peaks = [_memory(f"passes of {name}", words) for name in (whole, saved)]
-    kept = [_memory(f"forward of {name}", words, "kept") for name in (whole, saved)]
+    slower = seconds[CHECKPOINTED] / seconds[WHOLE] - 1
+    peak, peak_checkpointed = (
+        memory_mb(f"passes of {name}", argv) for name in (WHOLE, CHECKPOINTED)
+    )
+    held, held_checkpointed = (
+        memory_mb(f"forward of {name}", argv, "held") for name in (WHOLE, CHECKPOINTED)
+    )
     print(
-        f"gradient checkpointing: a step takes {100 * (middle[saved] / middle[whole] - 1):.0f}% longer; activations that "
-        f"wait for backward: {kept[1]:.0f} MB instead of {kept[0]:.0f}, {kept[0] / kept[1]:.1f} times less; the peak of both "
-        f"passes: {peaks[1]:.0f} MB instead of {peaks[0]:.0f}, {peaks[0] / peaks[1]:.1f} times less"
+        f"gradient checkpointing: a step takes {100 * slower:.0f}% longer; activations kept for "
+        f"backward: {held_checkpointed:.0f} MB instead of {held:.0f}, "
+        f"{held / held_checkpointed:.1f} times less; peak of forward and backward: "
+        f"{peak_checkpointed:.0f} MB instead of {peak:.0f}, {peak / peak_checkpointed:.1f} times less"
     )
-    return 0
 
 
 if __name__ == "__main__":

@@ -164,9 +164,7 @@ def sample_batches(
             row = int(rows[position])
             rng = np.random.default_rng((seed, epoch, row))
             times, duration, read = cache.times[row], cache.durations[row], cache.frames[row]
-            samples.append(
-                draw_sample(rng, times, duration, read.__getitem__, row, config, tokens)
-            )
+            samples.append(draw_sample(rng, times, duration, read.__getitem__, row, config, tokens))
         yield collate(samples)
         step += 1
 

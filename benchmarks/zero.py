@@ -1,48 +1,40 @@
-"""Bytes of optimizer state a rank holds, for each ZeRO stage and number of ranks: python -m benchmarks.zero
+"""Optimizer state per rank, by ZeRO stage and number of ranks: python -m benchmarks.zero
 
-Beside what theory says (Rajbhandari et al. 2020, "ZeRO", section 5): both moments of fp32 Adam whole at stage 0,
-and 1/W of them on each of W ranks from stage 1 on. Counted on the tensors that the optimizer holds, after a step.
+Theory (Rajbhandari et al. 2020, "ZeRO", section 5): each rank holds both fp32 moments of Adam at
+stage 0, and 1/W of them on W ranks from stage 1 on. Counted on the optimizer's tensors.
 """
 
 import argparse
 import json
 import sys
 
-from benchmarks.processes import as_user_error
+from benchmarks.processes import run_json
+from benchmarks.training_step import RANK_TIMEOUT
 from mofore.config import PretrainConfig, compose
 from mofore.parallel.collectives import all_gather_objects, get_rank, get_world_size
 from mofore.parallel.engine import MOMENTS, start_ranks
-from mofore.resume import build
+from mofore.startup import build_training_engine
 
 SIZE = ("backbone=vit_tiny", "data.frames=4", "data.size=64", "data.targets=1", "global_batch=4")
+STAGES = range(4)
 
 
-def measure(zero: int, words: list[str]) -> None:
-    """Run under torchrun: print the bytes of this stage, largest and smallest rank."""
-    config = compose(
-        PretrainConfig, [*SIZE, "data.manifest=none", f"engine.zero_stage={zero}", *words]
-    )
-    engine = build(config, None, start_ranks(600))
-    inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-    held = sum(state[key].nbytes for state in inner.state.values() for key in MOMENTS)
+def print_bytes(stage: int, overrides: list[str]) -> None:
+    """Run under torchrun: print the bytes of moments on the fullest and on the emptiest rank."""
+    fixed = [*SIZE, "data.manifest=none", f"engine.zero_stage={stage}"]
+    config = compose(PretrainConfig, [*fixed, *overrides])
+    engine = build_training_engine(config, None, start_ranks(RANK_TIMEOUT))
+    optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
+    held = sum(state[key].nbytes for state in optimizer.state.values() for key in MOMENTS)
     trained = sum(
         getattr(parameter, "ds_numel", parameter.numel())
         for parameter in engine.module.parameters()
         if parameter.requires_grad
     )
-    all_held = all_gather_objects(held)
+    by_rank = all_gather_objects(held)
     if get_rank() == 0:
-        print(
-            json.dumps(
-                {
-                    "zero": zero,
-                    "ranks": get_world_size(),
-                    "most": max(all_held),
-                    "least": min(all_held),
-                    "trained": trained,
-                }
-            )
-        )
+        counts = {"max": max(by_rank), "min": min(by_rank), "trained": trained}
+        print(json.dumps({"stage": stage, "ranks": get_world_size(), **counts}))
 
 
 def main() -> int:
@@ -51,27 +43,28 @@ def main() -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4], help="default: 1 2 4")
     parser.add_argument("--stage", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("words", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="as for `mofore pretrain`"
+    )
     options = parser.parse_args()
     if options.stage is not None:
-        measure(options.stage, options.words)
+        print_bytes(options.stage, options.overrides)
         return 0
-    print("stage  ranks  MB a rank (least, most)   theory    most / theory")
-    worst = 0.0
-    for zero in range(4):
+    print("stage  ranks  MB per rank (min, max)   theory  max / theory")
+    largest = 0.0
+    for stage in STAGES:
         for ranks in options.ranks:
-            facts = as_user_error(
-                "benchmarks.zero", "--stage", str(zero), *options.words, ranks=ranks
-            )
-            theory = 8 * facts["trained"] / (ranks if zero else 1)
-            worst = max(worst, abs(facts["most"] / theory - 1))
+            argv = ["--stage", str(stage), *options.overrides]
+            counts = run_json("benchmarks.zero", *argv, ranks=ranks)
+            theory = 8 * counts["trained"] / (ranks if stage else 1)
+            largest = max(largest, abs(counts["max"] / theory - 1))
             print(
-                f"{zero:5}  {ranks:5}  {facts['least'] / 1e6:10.2f} {facts['most'] / 1e6:10.2f}  {theory / 1e6:9.2f}"
-                f"  {facts['most'] / theory:9.3f}"
+                f"{stage:5}  {ranks:5}  {counts['min'] / 1e6:10.2f} {counts['max'] / 1e6:11.2f}  "
+                f"{theory / 1e6:7.2f}  {counts['max'] / theory:12.3f}"
             )
-    print(f"farthest from theory: {100 * worst:.1f}%")
+    print(f"largest deviation from theory: {100 * largest:.1f}%")
     return 0
 
 

@@ -52,13 +52,13 @@ def embed_all(
     seen: list[np.ndarray] = []
     collected: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
     progress = tqdm(iterate_batches(batches), desc="features", total=len(batches), leave=False)
-    for clips, rows in progress:
-        seen.append(rows.numpy())
+    for clips, batch_rows in progress:
+        seen.append(batch_rows.numpy())
         views = clips.to(device, non_blocking=True).unbind(dim=1)
         for name, encoder in encoders.items():
             # One view at a time: only one view of the batch is held as floats.
-            embeddings = torch.stack([encoder(view) for view in views], dim=1)
-            collected[name].append(embeddings.float().cpu().numpy())
+            embedded = torch.stack([encoder(view) for view in views], dim=1)
+            collected[name].append(embedded.float().cpu().numpy())
     rows = np.concatenate(seen)
     order = np.argsort(rows, kind="stable")
     sorted_embeddings = {name: np.concatenate(parts)[order] for name, parts in collected.items()}

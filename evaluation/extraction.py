@@ -64,9 +64,15 @@ def extract_features(
         **loading,  # type: ignore[arg-type]
     )
     errors = forecast_errors(models, forecasts, len(manifest), data.targets, device)
-    columns = [each[rows] for each in (split.labels, split.groups, split.splits, split.names)]
     return {
-        name: Features(each, *columns, errors[name].select(rows) if name in errors else None)
+        name: Features(
+            each,
+            labels=split.labels[rows],
+            groups=split.groups[rows],
+            splits=split.splits[rows],
+            names=split.names[rows],
+            errors=errors[name].select(rows) if name in errors else None,
+        )
         for name, each in embeddings.items()
     }
 

@@ -166,7 +166,7 @@ def load_features(path: Path, encoders: Sequence[str]) -> dict[str, Features] | 
     except DAMAGED as error:
         raise UserError(
             f"{path} is damaged ({error}). Extract the features again: "
-            "`mofore evaluate` with force=true."
+            f"`mofore evaluate {path.parent.parent} force=true`."
         ) from None
 
 
@@ -179,9 +179,11 @@ def _read(
             return None
         suffix = "/view_embeddings"
         stored = [name.removesuffix(suffix) for name in file.files if name.endswith(suffix)]
-        columns = [file[column] for column in COLUMNS]
+        columns = {column: file[column] for column in COLUMNS}
         return {
-            encoder: Features(file[f"{encoder}{suffix}"], *columns, _read_errors(file, encoder))
+            encoder: Features(
+                file[f"{encoder}{suffix}"], **columns, errors=_read_errors(file, encoder)
+            )
             for encoder in stored
             if encoders is None or encoder in encoders
         }

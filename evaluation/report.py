@@ -173,7 +173,7 @@ def _maps(run: RunData) -> tuple[list[Chart], list[LegendEntry], str]:
         points, method = project(vectors)
         charts.append(scatter(encoder, points, labels, legend))
         if not notes or method not in notes[0]:
-            notes.insert(0, f"{len(rows)} of {len(test)} test videos. {method}.")
+            notes.insert(0, f"{len(rows)} of {len(test)} test videos, projected with {method}.")
     return charts, legend, " ".join(notes)
 
 

@@ -79,9 +79,14 @@ def choose_split(names: Sequence[str], annotations: Annotations) -> EvaluationSp
                 "groups. Give the manifest a `split` column with train and test, add videos, or "
                 "leave out its `group` column."
             )
-    labels = [label or "" for label in annotations.labels]
-    arrays = [np.array(column, dtype=str) for column in (names, labels, groups, splits)]
-    return EvaluationSplit(name, *arrays, notes=tuple(notes))
+    return EvaluationSplit(
+        name,
+        names=np.array(names, dtype=str),
+        labels=np.array([label or "" for label in annotations.labels], dtype=str),
+        groups=np.array(groups, dtype=str),
+        splits=np.array(splits, dtype=str),
+        notes=tuple(notes),
+    )
 
 
 def derive_splits(groups: Sequence[str], labels: Sequence[str | None]) -> list[str]:

@@ -7,10 +7,12 @@ are counted only if they come from different source groups. A collapsed encoder 
 everywhere, so the table includes the effective rank and the embedding std.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mofore.collapse import effective_rank, embedding_std
 from mofore.evaluation.config import EvaluateConfig
@@ -136,19 +138,16 @@ def collapse(features: Features, cfg: EvaluateConfig) -> list[Result]:
     """Effective rank (RankMe) and std per dimension of the test embeddings."""
     test = features.subset("test")
     embeddings = torch.from_numpy(test.embeddings)
-    measures = {
-        "effective_rank": (effective_rank, f"RankMe, between 1 and {min(embeddings.shape)}, test"),
-        "embedding_std": (
-            embedding_std,
-            "std per dimension of unit-norm embeddings, times sqrt(D), test",
-        ),
-    }
+
+    def measure(metric: str, statistic: Callable[[Tensor], Tensor], protocol: str) -> Result:
+        def on_subset(mask: np.ndarray) -> float:
+            return float(statistic(embeddings[mask]))
+
+        return jackknife(metric, on_subset, test.groups, protocol)
+
+    bounds = f"between 1 and {min(embeddings.shape)}"
+    std_protocol = "std per dimension of unit-norm embeddings, times sqrt(D), test"
     return [
-        jackknife(
-            metric,
-            lambda mask, function=function: float(function(embeddings[mask])),
-            test.groups,
-            protocol,
-        )
-        for metric, (function, protocol) in measures.items()
+        measure("effective_rank", effective_rank, f"RankMe, {bounds}, test"),
+        measure("embedding_std", embedding_std, std_protocol),
     ]

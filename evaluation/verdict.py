@@ -86,8 +86,8 @@ def headlines(results: Sequence[Mapping[str, Any]]) -> list[Headline]:
         trained = format_cell(row.get("trained"), metric)
         untrained = format_cell(row.get("untrained"), metric)
         if trained.value is not None:
-            beside = untrained if untrained.value is not None else None
-            found.append(Headline(metric.label, trained, beside))
+            reference = untrained if untrained.value is not None else None
+            found.append(Headline(metric.label, trained, reference))
     return found[:MAX_HEADLINES]
 
 

@@ -11,7 +11,7 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from mofore.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from mofore.logs import setup_logging
@@ -22,24 +22,19 @@ TASKS = ("pretrain", "evaluate", "prepare")  # of `mofore submit`
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse with examples, the list of a command's keys below its help, and one form of error."""
+    """argparse with examples and keys in the help, and one form of error."""
 
     def __init__(
         self,
-        *args: Any,
+        prog: str | None = None,
         examples: Sequence[str] = (),
         describe: Callable[[], str] | None = None,
-        **kwargs: Any,
+        **options: Any,
     ) -> None:
-        lines = ["examples:", *(f"  {example}" for example in examples)] if examples else []
-        super().__init__(
-            *args,
-            allow_abbrev=False,
-            epilog="\n".join(lines) or None,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **kwargs,
-        )
-        self.describe = describe
+        super().__init__(prog, allow_abbrev=False, **options)
+        self.formatter_class = argparse.RawDescriptionHelpFormatter
+        self.epilog = "\n  ".join(["examples:", *examples]) if examples else None
+        self.describe = describe  # the keys of the command
 
     def format_help(self) -> str:
         keys = f"\nkeys:\n{self.describe()}\n" if self.describe else ""
@@ -49,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"{self.format_usage()}mofore: error: {message}\n")
 
 
-Commands = "argparse._SubParsersAction[CommandParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
 def add_command(
@@ -85,8 +80,8 @@ def add_config_dir(parser: CommandParser) -> None:
 def add_submission(parser: CommandParser) -> None:
     """The arguments of `mofore submit` and of `python launch/submit.py`.
 
-    The task and its arguments are left to `parse`, which returns them in order: the flags among them
-    belong to the task.
+    The task and its arguments are left to `parse`, which returns them in order: the flags among
+    them belong to the task.
     """
     parser.add_argument(
         "--dry-run",

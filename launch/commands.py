@@ -4,9 +4,12 @@
 """
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mofore.errors import UserError
 from mofore.launch.arguments import (
     CommandParser,
     Commands,
@@ -17,6 +20,9 @@ from mofore.launch.arguments import (
     parse,
     run,
 )
+
+if TYPE_CHECKING:
+    from mofore.evaluation.config import EvaluateConfig
 
 
 def run_command(argv: Sequence[str]) -> int:
@@ -85,7 +91,9 @@ def add_prepare(commands: Commands) -> None:
         metavar="FILE",
         help="source of each video: a file of path<TAB>group lines, or ucf101 (_gNN_ in names)",
     )
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (default: one per core)")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes (default: one per core)"
+    )
     parser.add_argument(
         "--timeout", type=float, default=60.0, metavar="S", help="seconds per file (default: 60)"
     )
@@ -156,19 +164,28 @@ def describe_evaluate() -> str:
     from mofore.config import describe_keys
     from mofore.evaluation.config import EvaluateConfig
 
-    return describe_keys(EvaluateConfig)
+    table = describe_keys(EvaluateConfig)
+    return re.sub(r"^run .*\n", "", table, flags=re.MULTILINE)  # it is the argument RUN
 
 
 def run_evaluate(arguments: argparse.Namespace) -> int:
-    from mofore.config import compose
-    from mofore.evaluation.config import EvaluateConfig
     from mofore.evaluation.console import print_results
     from mofore.evaluation.evaluate import evaluate
+
+    print_results(evaluate(compose_evaluation(arguments.run_dir, arguments.keys)))
+    return 0
+
+
+def compose_evaluation(run_dir: Path, overrides: list[str]) -> "EvaluateConfig":
+    """The configuration of `mofore evaluate RUN KEY=VALUE ...`."""
+    from mofore.config import compose
+    from mofore.evaluation.config import EvaluateConfig
     from mofore.launch.overrides import to_override
 
-    overrides = [to_override("run", str(arguments.run_dir)), *arguments.keys]
-    print_results(evaluate(compose(EvaluateConfig, overrides)))
-    return 0
+    other = [each for each in overrides if each.startswith("run=")]
+    if other:
+        raise UserError(f"{other[0]}: the run folder is given already, as {run_dir}.")
+    return compose(EvaluateConfig, [to_override("run", str(run_dir)), *overrides])
 
 
 def add_report(commands: Commands) -> None:

@@ -1,6 +1,10 @@
-"""What is known of a run from its folder and from the queue: its jobs, their states, how far it is.
+"""What the run folder and the queue know about a run: its jobs, their states, its progress.
 
-RUN/jobs/jobs.jsonl (a line a submission), starts.jsonl (a line a start), metrics.jsonl, checkpoints/ -> Progress
+    RUN/jobs/jobs.jsonl    one line per submission
+    RUN/jobs/starts.jsonl  one line per start of a job
+    + metrics.jsonl, checkpoints/, squeue, sacct -> RunStatus
+
+Without torch, so that looking at many runs is fast.
 """
 
 import contextlib
@@ -17,8 +21,10 @@ from filelock import FileLock, Timeout
 
 from mofore.checkpoint.format import list_checkpoints
 from mofore.errors import UserError
+from mofore.files import append_jsonl, read_jsonl, write_jsonl
 
 JOBS = "jobs.jsonl"
+STARTS = "starts.jsonl"
 ACTIVE_STATES = (
     "PENDING",
     "RUNNING",
@@ -29,86 +35,87 @@ ACTIVE_STATES = (
     "SUSPENDED",
     "RESIZING",
 )
-RECENT = 20  # steps over which the speed is told
+RECENT_STEPS = 20  # the speed is their mean
 
 
 class Submission(NamedTuple):
     """One line of RUN/jobs/jobs.jsonl."""
 
-    id: str  # of the job; an element of an array has ARRAY_INDEX
+    id: str  # job id; ARRAY_INDEX for an element of an array
     executor: str
     task: str  # pretrain, evaluate, ...
-    words: list[str]  # of the mofore command
-    cluster: list[str]  # the words that decided the cluster's part
-    log: str  # path, with %t for the rank
+    argv: list[str]  # of the mofore command
+    cluster_overrides: list[str]
+    log: str  # path, with %t in place of the rank
     time: str
 
 
-class Progress(NamedTuple):
+class RunStatus(NamedTuple):
     run: Path
-    job: str  # the newest submission of a pretraining, or ""
+    job: str  # id of the newest pretraining job, or ""
     state: str
     step: int
     steps: int
-    speed: float | None  # samples a second
-    left: float | None  # seconds
+    samples_per_second: float | None  # None unless running
+    seconds_left: float | None  # None unless running
     loss: float | None
     restarts: int
-    committed: int | None  # newest checkpoint's step
-    age: float | None  # seconds since it was committed
+    checkpoint_step: int | None  # of the newest checkpoint
+    checkpoint_age: float | None  # in seconds
 
 
-def submissions(run: Path) -> list[Submission]:
-    return [Submission(**line) for line in _lines(run / "jobs" / JOBS)]
+def read_submissions(run: Path) -> list[Submission]:
+    """All submissions for this run folder, oldest first."""
+    return [Submission(**line) for line in read_jsonl(run / "jobs" / JOBS)]
 
 
 def record_submission(run: Path, submission: Submission) -> None:
     (run / "jobs").mkdir(parents=True, exist_ok=True)
-    with (run / "jobs" / JOBS).open("a") as file:
-        file.write(json.dumps(submission._asdict()) + "\n")
+    append_jsonl(run / "jobs" / JOBS, submission._asdict())
 
 
 def remove_submission(run: Path, job: str) -> None:
-    """A submission that was taken back leaves no trace."""
-    kept = [line for line in _lines(run / "jobs" / JOBS) if line["id"] != job]
-    (run / "jobs" / JOBS).write_text("".join(json.dumps(line) + "\n" for line in kept))
+    """Remove the record of a job that was cancelled before it could start."""
+    path = run / "jobs" / JOBS
+    write_jsonl(path, [line for line in read_jsonl(path) if line["id"] != job])
 
 
 def find_runs(root: Path) -> list[Path]:
-    """Run folders at and below `root`, by path."""
+    """Run folders at and below `root`, sorted by path. UserError if there is no such folder."""
     if not root.is_dir():
-        raise UserError(f"there is no folder {root}: name the folder that your runs lie in.")
-    marks = ("config.yaml", f"jobs/{JOBS}")
-    depths = ("", "*/", "*/*/", "*/*/*/")
-    found = {
-        path.parents[mark.count("/")]
-        for mark in marks
-        for deep in depths
-        for path in root.glob(deep + mark)
-    }
+        raise UserError(f"There is no folder {root}: give the folder of your runs.")
+    patterns = ("", "*/", "*/*/", "*/*/*/")
+    found = set()
+    for pattern in patterns:
+        found |= {path.parent for path in root.glob(f"{pattern}config.yaml")}
+        found |= {path.parents[1] for path in root.glob(f"{pattern}jobs/{JOBS}")}
     return sorted(found)
 
 
 def job_states(ids: list[str]) -> dict[str, str]:
-    """SLURM's word for each job: from the queue, else from accounting; ENDED where neither knows it any more."""
+    """SLURM's state of each job, from the queue, else from accounting.
+
+    ENDED if neither has the job any more, UNKNOWN where there is no SLURM or it does not answer.
+    """
+    unknown = dict.fromkeys(ids, "UNKNOWN")
     if not ids or shutil.which("squeue") is None:
-        return dict.fromkeys(ids, "UNKNOWN")
-    queue = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i|%T"])
+        return unknown
+    queue = _query(["squeue", "--me", "--noheader", "--array", "--format=%i|%T"])
     if queue is None:
-        return dict.fromkeys(ids, "UNKNOWN")
+        return unknown
     states = dict(line.split("|") for line in queue.splitlines())
     others = [each for each in ids if each not in states]
     if others:
-        ask = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
-        told = _ask([*ask, "--jobs=" + ",".join(others)]) or ""
-        for line in told.splitlines():
+        command = ["sacct", "--allocations", "--noheader", "--parsable2", "--format=JobID,State"]
+        accounting = _query([*command, f"--jobs={','.join(others)}"]) or ""
+        for line in accounting.splitlines():
             job, state = line.split("|")
             states.setdefault(job, state.split()[0])  # "CANCELLED by 1000"
     return {each: states.get(each, "ENDED") for each in ids}
 
 
-def _ask(command: list[str]) -> str | None:
-    """What it printed; None where it failed, as sacct does where accounting is off."""
+def _query(command: list[str]) -> str | None:
+    """The command's stdout; None if it failed, as sacct does without accounting."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except (FileNotFoundError, subprocess.TimeoutExpired):
@@ -117,14 +124,16 @@ def _ask(command: list[str]) -> str | None:
 
 
 def active_jobs(runs: Iterable[Path]) -> dict[tuple[Path, str], Submission]:
-    """The job that waits or runs for each run and task, of those that have one; one question to the queue."""
-    known = [(run, each) for run in runs for each in submissions(run) if each.executor == "slurm"]
+    """The pending or running job of each (run, task) that has one; queries the queue once."""
+    known = [
+        (run, each) for run in runs for each in read_submissions(run) if each.executor == "slurm"
+    ]
     states = job_states([each.id for _, each in known])
     return {(run, each.task): each for run, each in known if states[each.id] in ACTIVE_STATES}
 
 
-def holder(run: Path) -> dict[str, Any] | None:
-    """owner.json of the process that trains in this folder now; None where none does."""
+def lock_owner(run: Path) -> dict[str, Any] | None:
+    """owner.json of the process that trains in this folder now; None if there is none."""
     if not (run / "lock").exists():
         return None
     lock = FileLock(run / "lock")
@@ -134,80 +143,60 @@ def holder(run: Path) -> dict[str, Any] | None:
         with contextlib.suppress(OSError, ValueError):
             return json.loads((run / "owner.json").read_text())
         return {}
-    except (OSError, NotImplementedError):  # no locks on this file system
+    except (OSError, NotImplementedError):  # this file system has no locks
         return None
     lock.release()
     return None
 
 
-def progress(runs: list[Path]) -> list[Progress]:
-    """How far each run is; one question to the queue for all of them."""
-    newest = {
-        run: next((s for s in reversed(submissions(run)) if s.task == "pretrain"), None)
-        for run in runs
-    }
-    states = job_states([s.id for s in newest.values() if s and s.executor == "slurm"])
-    return [_progress(run, s, states.get(s.id) if s else None) for run, s in newest.items()]
+def run_statuses(runs: list[Path]) -> list[RunStatus]:
+    """The status of each run; queries the queue once."""
+    newest: dict[Path, Submission | None] = {}
+    for run in runs:
+        pretrainings = [each for each in read_submissions(run) if each.task == "pretrain"]
+        newest[run] = pretrainings[-1] if pretrainings else None
+    on_slurm = [each.id for each in newest.values() if each and each.executor == "slurm"]
+    states = job_states(on_slurm)
+    return [_status(run, job, states.get(job.id) if job else None) for run, job in newest.items()]
 
 
-def _progress(run: Path, submission: Submission | None, state: str | None) -> Progress:
-    config, lines = _config(run), _tail(run / "metrics.jsonl")
+def _status(run: Path, job: Submission | None, state: str | None) -> RunStatus:
+    config = _read_config(run)
     steps, batch = config.get("steps", 0), config.get("global_batch", 0)
+    lines = read_jsonl(run / "metrics.jsonl", last=RECENT_STEPS)
     step = lines[-1]["step"] if lines else 0
-    times = [batch / line["samples_per_second"] for line in lines if line.get("samples_per_second")]
-    speed = batch * len(times) / sum(times) if times else None
-    folders = list_checkpoints(run)
-    saved, folder = folders[-1] if folders else (None, None)
-    age = time.time() - folder.stat().st_mtime if folder else None
-    starts = [
-        line
-        for line in _lines(run / "jobs/starts.jsonl")
-        if submission and line["id"] == submission.id
-    ]
+    checkpoints = list_checkpoints(run)
+    saved, folder = checkpoints[-1] if checkpoints else (None, None)
     if state is None or state in ("UNKNOWN", "ENDED"):
-        state = (
-            "RUNNING"
-            if holder(run) is not None
-            else "COMPLETED"
-            if saved and saved == steps
-            else "STOPPED"
-        )
-    running = state == "RUNNING"
-    return Progress(
+        finished = saved is not None and saved == steps
+        ended = "COMPLETED" if finished else "STOPPED"
+        state = "RUNNING" if lock_owner(run) is not None else ended
+    speed = _speed(lines, batch) if state == "RUNNING" else None
+    starts = [line for line in read_jsonl(run / "jobs" / STARTS) if job and line["id"] == job.id]
+    return RunStatus(
         run,
-        submission.id if submission else "",
+        job.id if job else "",
         state,
         step,
         steps,
-        speed if running else None,
-        (steps - step) * batch / speed if speed and running else None,
-        lines[-1]["loss"] if lines else None,
-        max((line["restart"] for line in starts), default=0),
-        saved,
-        age,
+        samples_per_second=speed,
+        seconds_left=(steps - step) * batch / speed if speed else None,
+        loss=lines[-1]["loss"] if lines else None,
+        restarts=max((line["restart"] for line in starts), default=0),
+        checkpoint_step=saved,
+        checkpoint_age=time.time() - folder.stat().st_mtime if folder else None,
     )
 
 
-def _config(run: Path) -> dict[str, Any]:
-    """As YAML, and not as a configuration: this is quick, and an older run's keys do not matter here."""
+def _speed(lines: list[dict[str, Any]], batch: int) -> float | None:
+    """Samples per second, over the time of all these steps."""
+    times = [batch / line["samples_per_second"] for line in lines if line.get("samples_per_second")]
+    return batch * len(times) / sum(times) if times else None
+
+
+def _read_config(run: Path) -> dict[str, Any]:
+    """Plain YAML: fast, and the keys of an older run need not match."""
     try:
         return yaml.safe_load((run / "config.yaml").read_text())
     except FileNotFoundError:
         return {}
-
-
-def _tail(path: Path) -> list[dict[str, Any]]:
-    """The last lines of metrics.jsonl; of a line that is being written, nothing."""
-    if not path.exists():
-        return []
-    begin = max(0, path.stat().st_size - 1000 * RECENT)  # a line has some 500 bytes
-    with path.open("rb") as file:
-        file.seek(begin)
-        lines = file.read().split(b"\n")[1 if begin else 0 : -1]
-    return [json.loads(line) for line in lines[-RECENT:]]
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

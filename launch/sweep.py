@@ -1,8 +1,8 @@
-"""Many runs at once: an array that pretrains each, an evaluation of each once it is done, one comparison of them all.
+"""Sweeps: a job array that pretrains each run, an evaluation of each afterwards, one comparison.
 
-backbone=vit_tiny,vit_small -> RUN_DIR/backbone=vit_tiny, RUN_DIR/backbone=vit_small, RUN_DIR/compare.json
+backbone=vit_tiny,vit_small -> RUN_DIR/backbone=vit_tiny, RUN_DIR/backbone=vit_small, compare.json
 
-What is done already, or waits in the queue, is not submitted again.
+Runs that are finished or in the queue are not submitted again.
 """
 
 import json
@@ -13,18 +13,14 @@ import yaml
 
 from mofore.checkpoint.format import list_checkpoints
 from mofore.config import CONFIG_DIR, expand_sweep
-from mofore.errors import UserError
+from mofore.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
 from mofore.launch.cluster import ClusterConfig
+from mofore.launch.executors import JobRequest, cancel_jobs, run_here, submit_slurm
+from mofore.launch.overrides import to_override
 from mofore.launch.runs import active_jobs, remove_submission
-from mofore.launch.submit import (
-    JobRequest,
-    cancel_jobs,
-    cluster_of,
-    run_here,
-    split_overrides,
-    submit_slurm,
-)
-from mofore.launch.tasks import Task, parse_task
+from mofore.launch.tasks import Task, compare_task, evaluate_task, pretrain_task
+
+EVALUATE = "evaluate."
 
 
 class Point(NamedTuple):
@@ -33,13 +29,17 @@ class Point(NamedTuple):
     pretrain: Task
     evaluate: Task
 
-    def pretrained(self) -> bool:
-        done = list_checkpoints(self.pretrain.run)
-        return bool(done) and done[-1][0] >= self.pretrain.config["steps"]
+    @property
+    def run(self) -> Path:
+        return self.pretrain.run
 
-    def evaluated(self) -> bool:
+    def is_pretrained(self) -> bool:
+        checkpoints = list_checkpoints(self.run)
+        return bool(checkpoints) and checkpoints[-1][0] >= self.pretrain.config["steps"]
+
+    def is_evaluated(self) -> bool:
         try:
-            document = json.loads((self.pretrain.run / "evaluation/results.json").read_text())
+            document = json.loads((self.run / "evaluation/results.json").read_text())
         except FileNotFoundError:
             return False
         return document["checkpoint"]["step"] >= self.pretrain.config["steps"]
@@ -48,103 +48,129 @@ class Point(NamedTuple):
 class Sweep(NamedTuple):
     root: Path
     cluster: ClusterConfig
-    cluster_words: list[str]
+    cluster_overrides: list[str]
     points: list[Point]
 
-    def comparison(self) -> Task:
-        words = [
-            "compare",
-            *(str(point.pretrain.run) for point in self.points),
-            "--out",
-            str(self.root),
-        ]
-        return Task("compare", words, self.root, False, {})
+    def request(self, tasks: list[Task]) -> JobRequest:
+        """A job for these tasks, which are all of one kind."""
+        cluster = self.cluster if tasks[0].ranks else self.cluster.single_task()
+        return JobRequest(cluster, self.cluster_overrides, tasks)
+
+    def comparison(self) -> JobRequest:
+        return self.request([compare_task([point.run for point in self.points], self.root)])
 
 
-def plan(words: list[str]) -> Sweep:
-    """Every run of the sweep, its configuration checked. Words `evaluate.KEY=VALUE` go to the evaluations."""
-    cluster_words, rest = split_overrides(words)
-    cluster = cluster_of(cluster_words)
-    evaluation = [word.removeprefix("evaluate.") for word in rest if word.startswith("evaluate.")]
-    rest = [word for word in rest if not word.startswith("evaluate.")]
-    combinations = expand_sweep(sweep_words(rest))
-    root, points = parse_task(combinations[0][0], cluster.worlds).run, []
+def plan(
+    cluster: ClusterConfig,
+    cluster_overrides: list[str],
+    overrides: list[str],
+    config_dir: Path | None = None,
+) -> Sweep:
+    """Every run of the sweep, its configuration checked. evaluate.KEY=VALUE is for evaluations."""
+    evaluation = [each.removeprefix(EVALUATE) for each in overrides if each.startswith(EVALUATE)]
+    rest = [each for each in overrides if not each.startswith(EVALUATE)]
+    combinations = expand_sweep(read_sweep(rest, config_dir))
+    sizes = cluster.world_sizes
+    root, points = pretrain_task(combinations[0][0], sizes, config_dir).run, []
     for common, varied in combinations:
-        run = root / ",".join(word.rpartition("/")[2] for word in varied)
-        pretrain = parse_task([*common, *varied, f"run_dir='{run}'"], cluster.worlds)
-        points.append(
-            Point(pretrain, parse_task(["task=evaluate", f"run='{run}'", *evaluation], [1]))
-        )
-    return Sweep(root, cluster, cluster_words, points)
+        run = root / ",".join(each.rpartition("/")[2] for each in varied)
+        own = [*common, *varied, to_override("run_dir", str(run))]
+        pretrain = pretrain_task(own, sizes, config_dir)
+        points.append(Point(pretrain, evaluate_task(run, evaluation)))
+    return Sweep(root, cluster, cluster_overrides, points)
 
 
-def sweep_words(words: list[str]) -> list[str]:
-    """sweep=NAME -> what configs/sweep/NAME.yaml says, a word a key."""
-    named = [word.removeprefix("sweep=") for word in words if word.startswith("sweep=")]
-    rest = [word for word in words if not word.startswith("sweep=")]
-    for name in named:
-        path = CONFIG_DIR / "sweep" / f"{name}.yaml"
-        if not path.is_file():
-            there = ", ".join(sorted(path.stem for path in path.parent.glob("*.yaml")))
-            raise UserError(f"sweep={name}: there is {there} in {path.parent}.")
-        rest += [
-            f"{key}={','.join(map(str, values))}"
-            for key, values in yaml.safe_load(path.read_text()).items()
-        ]
+def read_sweep(overrides: list[str], config_dir: Path | None = None) -> list[str]:
+    """sweep=NAME replaced by the contents of sweep/NAME.yaml, one override per key."""
+    names = [each.removeprefix("sweep=") for each in overrides if each.startswith("sweep=")]
+    rest = [each for each in overrides if not each.startswith("sweep=")]
+    for name in names:
+        values = yaml.safe_load(_sweep_file(name, config_dir).read_text())
+        rest += [f"{key}={','.join(map(str, options))}" for key, options in values.items()]
     return rest
 
 
+def _sweep_file(name: str, config_dir: Path | None) -> Path:
+    folders = [folder / "sweep" for folder in (config_dir, CONFIG_DIR) if folder]
+    for folder in folders:
+        if (folder / f"{name}.yaml").is_file():
+            return folder / f"{name}.yaml"
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    where = " and ".join(map(str, folders))
+    raise UserError(f"sweep={name}: there is no such file; {where} has: {', '.join(known)}.")
+
+
 def submit_sweep(sweep: Sweep) -> list[str]:
-    """What is missing of the sweep, to SLURM; returns a line a job. Where one is refused, none stays behind."""
-    folder, lines = sweep.root / "jobs", []
-    submitted: list[tuple[Path, str]] = []
-    living = active_jobs([sweep.root, *(point.pretrain.run for point in sweep.points)])
-    alive = {place: each.id for place, each in living.items()}
+    """Submit what is missing to SLURM; returns a line per job. If one is refused, none is left."""
+    submission = _Submission(sweep)
     try:
+        submission.submit_pretraining()
+        submission.submit_evaluations()
+        submission.submit_comparison()
+    except BaseException:
+        submission.cancel()
+        raise
+    return submission.lines
+
+
+class _Submission:
+    """The jobs of a sweep while it is submitted."""
+
+    def __init__(self, sweep: Sweep) -> None:
+        self.sweep, self.folder = sweep, sweep.root / "jobs"
+        self.submitted: list[tuple[Path, str]] = []
+        self.lines: list[str] = []
+        active = active_jobs([sweep.root, *(point.run for point in sweep.points)])
+        self.active = {run_and_task: job.id for run_and_task, job in active.items()}
+
+    def submit_pretraining(self) -> None:
         missing = [
-            p
-            for p in sweep.points
-            if not p.pretrained() and (p.pretrain.run, "pretrain") not in alive
+            point
+            for point in self.sweep.points
+            if not point.is_pretrained() and (point.run, "pretrain") not in self.active
         ]
-        if missing:
-            order = JobRequest(
-                sweep.cluster, sweep.cluster_words, [point.pretrain for point in missing]
-            )
-            for point, job in zip(missing, submit_slurm(order, folder), strict=True):
-                submitted.append((point.pretrain.run, job))
-                alive[point.pretrain.run, "pretrain"] = job
-                lines.append(f"job {job}: pretrain {point.pretrain.run.name}")
-        for point in sweep.points:
-            run = point.pretrain.run
-            if point.evaluated() or (run, "evaluate") in alive:
+        if not missing:
+            return
+        request = self.sweep.request([point.pretrain for point in missing])
+        for point, job in zip(missing, submit_slurm(request, self.folder), strict=True):
+            self._add(point.run, "pretrain", job, f"pretrain {point.run.name}")
+
+    def submit_evaluations(self) -> None:
+        for point in self.sweep.points:
+            if point.is_evaluated() or (point.run, "evaluate") in self.active:
                 continue
-            before = alive.get((run, "pretrain"))
-            one = JobRequest(sweep.cluster.alone(), sweep.cluster_words, [point.evaluate])
-            (job,) = submit_slurm(one, folder, f"afterok:{before}" if before else None)
-            submitted.append((run, job))
-            alive[run, "evaluate"] = job
-            lines.append(
-                f"job {job}: evaluate {run.name}" + (f", after job {before}" if before else "")
-            )
-        old = alive.get((sweep.root, "compare"))
-        if not submitted and (old or _compared(sweep.root)):
-            return []
+            before = self.active.get((point.run, "pretrain"))
+            request = self.sweep.request([point.evaluate])
+            dependency = f"afterok:{before}" if before else None
+            (job,) = submit_slurm(request, self.folder, dependency)
+            suffix = f", after job {before}" if before else ""
+            self._add(point.run, "evaluate", job, f"evaluate {point.run.name}{suffix}")
+
+    def submit_comparison(self) -> None:
+        root = self.sweep.root
+        old = self.active.get((root, "compare"))
+        if not self.submitted and (old or _is_compared(root)):
+            return
         if old:  # it waits for fewer evaluations than there are now
             cancel_jobs([old])
-        waits = [job for (_, task), job in alive.items() if task == "evaluate"]
-        last = JobRequest(sweep.cluster.alone(), sweep.cluster_words, [sweep.comparison()])
-        (job,) = submit_slurm(last, folder, "afterany:" + ":".join(waits) if waits else None)
-        lines.append(f"job {job}: compare them in {sweep.root / 'compare.txt'}")
-    except BaseException:
-        cancel_jobs([job for _, job in submitted])
-        for run, job in submitted:
+        waits = [job for (_, task), job in self.active.items() if task == "evaluate"]
+        dependency = f"afterany:{':'.join(waits)}" if waits else None
+        (job,) = submit_slurm(self.sweep.comparison(), self.folder, dependency)
+        self.lines.append(f"job {job}: compare them in {root / 'compare.txt'}")
+
+    def cancel(self) -> None:
+        cancel_jobs([job for _, job in self.submitted])
+        for run, job in self.submitted:
             remove_submission(run, job)
-        raise
-    return lines
+
+    def _add(self, run: Path, task: str, job: str, line: str) -> None:
+        self.submitted.append((run, job))
+        self.active[run, task] = job
+        self.lines.append(f"job {job}: {line}")
 
 
-def _compared(root: Path) -> bool:
-    """Whether the comparison stands, with every run in it."""
+def _is_compared(root: Path) -> bool:
+    """Whether there is a comparison that lacks no run."""
     try:
         return not json.loads((root / "compare.json").read_text())["failures"]
     except FileNotFoundError:
@@ -152,23 +178,20 @@ def _compared(root: Path) -> bool:
 
 
 def run_sweep_here(sweep: Sweep) -> int:
-    """One after the other on this machine; a failure does not keep the others from their turn."""
-    code = 0
+    """Run one point after the other on this machine; a failure does not stop the others."""
+    worst = 0
     for point in sweep.points:
-        for task, done in ((point.pretrain, point.pretrained), (point.evaluate, point.evaluated)):
-            if done():
-                continue
-            cluster = sweep.cluster if task.ranks else sweep.cluster.alone()
-            failed = run_here(JobRequest(cluster, sweep.cluster_words, [task]), task.run / "jobs")
-            if failed in (75, 130):
-                return failed
-            code = max(code, failed)
-            if failed:
-                break
-    last = sweep.comparison()
-    return max(
-        code,
-        run_here(
-            JobRequest(sweep.cluster.alone(), sweep.cluster_words, [last]), sweep.root / "jobs"
-        ),
-    )
+        code = _run_point(sweep, point)
+        if code in (EXIT_RESUMABLE, EXIT_INTERRUPTED):
+            return code
+        worst = max(worst, code)
+    return max(worst, run_here(sweep.comparison(), sweep.root / "jobs"))
+
+
+def _run_point(sweep: Sweep, point: Point) -> int:
+    code = 0
+    if not point.is_pretrained():
+        code = run_here(sweep.request([point.pretrain]), point.run / "jobs")
+    if code == 0 and not point.is_evaluated():
+        code = run_here(sweep.request([point.evaluate]), point.run / "jobs")
+    return code

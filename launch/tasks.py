@@ -1,6 +1,6 @@
-"""The words of a task, checked as far as they can be before a job starts, with paths that hold from anywhere.
+"""A task of a job: its arguments, checked before the job starts, with paths that hold anywhere.
 
-["task=evaluate", "run=RUN", ...] -> Task(name, words of `mofore NAME`, run folder)
+["runs/a", "views=8"] of `mofore submit evaluate` -> Task(name, argv of `mofore`, run folder)
 """
 
 from pathlib import Path
@@ -8,105 +8,91 @@ from typing import NamedTuple
 
 import fsspec
 
-from mofore.config import PretrainConfig, to_plain_dict, compose, flatten_dict
+from mofore.config import PretrainConfig, compose, to_plain_dict
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
-from mofore.evaluation.config import EvaluateConfig
-from mofore.launch import cli
-
-TASKS = ("pretrain", "evaluate", "prepare")
+from mofore.launch.commands import compose_evaluation, parse_command
+from mofore.launch.overrides import overrides_of, to_override
 
 
 class Task(NamedTuple):
     name: str
-    words: list[str]  # of `mofore`, the name first
-    run: Path  # folder whose jobs/ has the logs; for a preparation the folder that it writes
-    ranks: bool  # does it take more than one process?
+    argv: list[str]  # of `mofore`, the name first
+    run: Path  # run folder with jobs/; for prepare and compare the output folder
+    ranks: bool  # whether it runs as several ranks
     config: dict  # resolved, for people to read
 
 
-def parse_task(words: list[str], worlds: list[int]) -> Task:
-    """UserError where the words are wrong, the data out of reach, or a batch does not divide over one of `worlds`."""
-    names = [word.removeprefix("task=") for word in words if word.startswith("task=")]
-    name = names[-1] if names else "pretrain"
-    rest = [word for word in words if not word.startswith("task=")]
-    if name == "pretrain":
-        return _pretrain(rest, worlds)
-    if name == "evaluate":
-        return _evaluate(rest)
-    if name == "prepare":
-        return _prepare(rest)
-    raise UserError(f"task={name}: choose {', '.join(TASKS)}.")
+def pretrain_task(
+    overrides: list[str], world_sizes: list[int], config_dir: Path | None = None
+) -> Task:
+    """UserError if the configuration is invalid for any world size or a video cannot be opened.
 
-
-def _pretrain(words: list[str], worlds: list[int]) -> Task:
-    config = compose(PretrainConfig, words)
-    for world in worlds:
-        config.split_batch(world)
+    With a `config_dir` the task has the resolved configuration, so that later edits to the folder
+    do not change the job.
+    """
+    config = compose(PretrainConfig, overrides, config_dir)
+    for world_size in world_sizes:
+        config.split_batch(world_size)
     manifest = read_manifest(config.data.manifest)
-    check_reach(manifest[0].uri, config.data.manifest)
+    check_first_video(manifest[0].uri, config.data.manifest)
     run = Path(config.run_dir).absolute()
-    fixed = [
-        to_override("run_dir", str(run)),
-        to_override("data.manifest", absolute_path(config.data.manifest)),
-    ]
-    kept = [word for word in words if not word.startswith(("run_dir=", "data.manifest="))]
-    return Task("pretrain", ["pretrain", *kept, *fixed], run, True, to_plain_dict(config))
+    fixed = {"run_dir": str(run), "data.manifest": absolute_path(config.data.manifest)}
+    argv = overrides_of(config) if config_dir else overrides
+    return Task("pretrain", ["pretrain", *_fix(argv, fixed)], run, True, to_plain_dict(config))
 
 
-def _evaluate(words: list[str]) -> Task:
-    config = compose(EvaluateConfig, words)
-    run = Path(config.run).absolute()
-    fixed = [to_override("run", str(run))]
-    fixed += [to_override("manifest", absolute_path(config.manifest))] if config.manifest else []
-    kept = [word for word in words if not word.startswith(("run=", "manifest="))]
-    return Task("evaluate", ["evaluate", *kept, *fixed], run, False, to_plain_dict(config))
+def evaluate_task(run_dir: Path, overrides: list[str]) -> Task:
+    run = run_dir.absolute()
+    config = compose_evaluation(run, overrides)
+    fixed = {"manifest": absolute_path(config.manifest)} if config.manifest else {}
+    argv = ["evaluate", str(run), *_fix(overrides, fixed)]
+    return Task("evaluate", argv, run, False, to_plain_dict(config))
 
 
-def _prepare(words: list[str]) -> Task:
-    asked = cli.build_parser().parse_args(["prepare", *words])
-    if not Path(asked.root).is_dir():
-        raise UserError(f"task=prepare: there is no folder {asked.root}.")
-    # the job runs in the folder it was submitted from, so paths stay as they were given
-    return Task(
-        "prepare",
-        ["prepare", *words],
-        Path(asked.out).absolute(),
-        False,
-        vars(asked) | {"run": None},
-    )
+def prepare_task(arguments: list[str]) -> Task:
+    """The job runs in the folder of the submission, so paths stay as they are."""
+    parsed = parse_command(["prepare", *arguments])
+    if not Path(parsed.root).is_dir():
+        raise UserError(f"prepare: there is no folder {parsed.root}.")
+    config = {key: value for key, value in vars(parsed).items() if key not in ("run", "parser")}
+    return Task("prepare", ["prepare", *arguments], Path(parsed.out).absolute(), False, config)
 
 
-def check_reach(uri: str, manifest: str) -> None:
-    """UserError where the first video of a manifest does not open."""
+def compare_task(runs: list[Path], out: Path) -> Task:
+    return Task("compare", ["compare", *map(str, runs), "--out", str(out)], out, False, {})
+
+
+def parse_task(
+    name: str, arguments: list[str], world_sizes: list[int], config_dir: Path | None = None
+) -> Task:
+    """The task that the arguments of `mofore submit NAME ...` describe."""
+    if name == "prepare":
+        return prepare_task(arguments)
+    parsed = parse_command([name, *arguments])
+    if name == "evaluate":
+        return evaluate_task(parsed.run_dir, parsed.keys)
+    return pretrain_task(parsed.keys, world_sizes, config_dir)
+
+
+def _fix(overrides: list[str], fixed: dict[str, str]) -> list[str]:
+    """The overrides with these values in place of the ones they have."""
+    others = [each for each in overrides if each.partition("=")[0] not in fixed]
+    return [*others, *(to_override(key, value) for key, value in fixed.items())]
+
+
+def check_first_video(uri: str, manifest: str) -> None:
+    """UserError if the first video of a manifest cannot be opened."""
     try:
         with fsspec.open(uri, "rb") as file:
             file.read(1)
-    except Exception as reason:  # each file system has exceptions of its own
+    except Exception as error:  # each file system has its own exceptions
         raise UserError(
-            f"{uri}, the first video of {manifest}, does not open: {reason}. Make the manifest again."
-        ) from reason
+            f"{uri}, the first video of {manifest}, cannot be opened: {error}. "
+            "Prepare the manifest again."
+        ) from error
 
 
 def absolute_path(path: str) -> str:
-    """A path that holds in any working directory; a URL is left as it is."""
+    """A path that holds in any working directory; URLs are unchanged."""
     return path if "://" in path else str(Path(path).absolute())
-
-
-def to_override(key: str, value: object) -> str:
-    """KEY=VALUE as hydra reads it, whatever characters the value has."""
-    if value is None:
-        return f"{key}=null"
-    if isinstance(value, bool):
-        return f"{key}={str(value).lower()}"
-    if isinstance(value, (int, float)):
-        return f"{key}={value}"
-    if isinstance(value, list):
-        return f"{key}=[{','.join(to_override('', item)[1:] for item in value)}]"
-    escaped = str(value).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{key}='{escaped}'"
-
-
-def overrides_of(config: PretrainConfig) -> list[str]:
-    """The words that compose this configuration, a word a key."""
-    return [to_override(key, value) for key, value in flatten_dict(to_plain_dict(config)).items()]

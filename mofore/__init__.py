@@ -2,8 +2,7 @@
 
 The public Python API:
 
-    encoder = mofore.load_encoder("encoders/mine")          # VideoEncoder, from `mofore export RUN
-                                                            DIR`
+    encoder = mofore.load_encoder("encoders/mine")          # VideoEncoder, in eval mode
     embeddings = mofore.embed(encoder, ["a.mp4", "b.mp4"])  # numpy f32 [2, D]
     tokens = encoder(clips)                                 # u8 [B, 3, T, H, W] -> [B, N, D]
     embeddings = encoder.embed(clips)                       # u8 [B, 3, T, H, W] -> f32 [B, D]
@@ -30,9 +29,7 @@ _LAZY = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import torch on first use of an encoder, so that `import mofore` and `mofore --help` are
-    fast.
-    """
+    """Import torch on first use of an encoder, so that `import mofore` is fast."""
     if name not in _LAZY:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_LAZY[name]), name)

@@ -1,8 +1,6 @@
-"""Updates that must not be applied: a non-finite loss or gradient, or a loss far above the recent
-ones.
+"""Updates to skip: a non-finite loss or gradient, or a loss far above the recent ones.
 
-    should_apply   the loss of the whole step, before the last backward -> may the update be
-                   applied?
+    should_apply   before the last backward: the step's loss -> may it be applied?
     record         what happened -> applied, skipped, or rollback after too many skipped in a row
 
 A rollback takes the same samples again from the last checkpoint, so a transient hardware fault is
@@ -42,7 +40,8 @@ class BadUpdateConfig:
         if self.max_consecutive < 1 or self.window < 10 or spike_invalid:
             raise UserError(
                 f"bad_updates: max_consecutive={self.max_consecutive} must be at least 1, "
-                f"window={self.window} at least 10 and spike_threshold={self.spike_threshold} above 0, "
+                f"window={self.window} at least 10 and spike_threshold={self.spike_threshold} "
+                "above 0, "
                 "or null."
             )
 

@@ -21,8 +21,7 @@ def effective_rank(embeddings: Tensor) -> Tensor:
     embeddings = embeddings.detach().double()
     if not torch.isfinite(embeddings).all():  # eigvalsh would raise, and a log must not stop a run
         return torch.full((), torch.nan, device=embeddings.device, dtype=torch.float32)
-    # Eigenvalues of the smaller Gram matrix: many times faster than an SVD, and exact enough in
-    # f64.
+    # Eigenvalues of the smaller Gram matrix: much faster than an SVD, and accurate enough in f64.
     small = embeddings if embeddings.shape[0] <= embeddings.shape[1] else embeddings.T
     singular_values = torch.linalg.eigvalsh(small @ small.T).clamp(min=0).sqrt().float()
     if singular_values.sum() == 0:
@@ -32,11 +31,10 @@ def effective_rank(embeddings: Tensor) -> Tensor:
 
 @torch.no_grad()
 def embedding_std(embeddings: Tensor) -> Tensor:
-    """Mean deviation per dimension of L2-normalised embeddings, times sqrt(D): 0 collapsed, 1
-    isotropic.
+    """Mean standard deviation per dimension of L2-normalised embeddings, times sqrt(D).
 
-    Chen & He, "SimSiam", CVPR 2021, arXiv 2011.10566, section 4.1: isotropic embeddings have 1 /
-    sqrt(D). embeddings: f32 [N, D]. Returns f32 [].
+    0 for collapsed, 1 for isotropic embeddings (Chen & He, "SimSiam", CVPR 2021, arXiv 2011.10566,
+    section 4.1). embeddings: f32 [N, D]. Returns f32 [].
     """
     unit = F.normalize(embeddings.detach().float(), dim=-1)
     return unit.std(dim=0, correction=0).mean() * unit.shape[-1] ** 0.5

@@ -1,7 +1,6 @@
 """Detects a collapsing encoder: the teacher embeds the same few videos every n steps.
 
-monitor clips (two views per video) -> teacher -> embeddings -> CollapseStats -> an alarm, after
-several bad ones
+    two clips of each video -> teacher -> embeddings -> CollapseStats -> after several bad: alarm
 
 The loss falls when an encoder collapses, and a collapsed encoder is perfectly stable. So this
 measures how many dimensions the embeddings use, how far they spread, and whether a video is more
@@ -56,8 +55,10 @@ class CollapseConfig:
         at_least_0 = min(self.every, self.min_rank, self.min_std) >= 0
         if not at_least_0 or self.videos < 2 or self.patience < 1:
             raise UserError(
-                f"collapse: videos={self.videos} must be at least 2, patience={self.patience} at least 1, "
-                f"every={self.every}, min_rank={self.min_rank} and min_std={self.min_std} at least 0."
+                f"collapse: videos={self.videos} must be at least 2, patience={self.patience} at "
+                "least 1, "
+                f"every={self.every}, min_rank={self.min_rank} and min_std={self.min_std} at least "
+                "0."
             )
 
 
@@ -134,7 +135,7 @@ class CollapseMonitor:
         )
 
     def raise_alarm(self, alarm: str, run_dir: Path, step: int) -> None:
-        """Log the alarm, start the user's command, and raise UserError if collapse.action is stop."""
+        """Log the alarm, start the user's command; UserError if collapse.action is stop."""
         if get_rank() == 0:
             logger.warning("Step %d: %s", step, alarm)
             if self.config.command:
@@ -150,12 +151,13 @@ class CollapseMonitor:
                 ).start()  # nothing waits for it
         if self.config.action is Action.stop:
             raise UserError(
-                f"Stopped at step {step} (collapse.action=stop): {alarm} The last checkpoint is kept."
+                f"Stopped at step {step} (collapse.action=stop): {alarm} The last checkpoint is "
+                "kept."
             )
 
 
 def _stability_margin(embeddings: Tensor) -> Tensor:
-    """[videos, 2, D] -> mean cosine of a video's two views minus that of views of different videos."""
+    """[videos, 2, D] -> mean cosine of views of one video minus that of two videos."""
     first, second = F.normalize(embeddings.float(), dim=-1).unbind(dim=1)
     cosine = first @ second.T
     videos = len(cosine)

@@ -15,9 +15,12 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 import hydra
 import yaml
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -101,12 +104,24 @@ class PretrainConfig:
         micro = share if self.micro_batch is None else self.micro_batch
         if share == 0 or self.global_batch % world_size or micro < 1 or share % micro:
             raise UserError(
-                f"global_batch={self.global_batch} does not divide into micro-batches of {micro} on "
+                f"global_batch={self.global_batch} does not divide into micro-batches of {micro} "
+                "on "
                 f"{world_size} rank(s): make it a multiple of micro_batch * ranks."
             )
         return micro, share // micro
 
 
+class _UserConfigs(SearchPathPlugin):
+    """Puts the user's folder first in hydra's search path."""
+
+    folder: Path | None = None
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        if self.folder is not None:
+            search_path.prepend("user", f"file://{self.folder.absolute()}")
+
+
+Plugins.instance().register(_UserConfigs)
 T = TypeVar("T")
 
 
@@ -124,12 +139,10 @@ def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None)
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder.")
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
-    first, added = CONFIG_DIR, []
-    if config_dir is not None:
-        first, added = config_dir.absolute(), [f"hydra.searchpath=['file://{CONFIG_DIR}']"]
+    _UserConfigs.folder = config_dir
     try:
-        with hydra.initialize_config_dir(str(first), version_base="1.3", job_name=name):
-            composed = hydra.compose(name, [*added, *overrides])
+        with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name=name):
+            composed = hydra.compose(name, overrides)
         missing = sorted(OmegaConf.missing_keys(composed))
         if missing:
             raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command.")
@@ -250,7 +263,7 @@ def to_yaml(config: Any) -> str:
 
 
 def read_config(path: Path) -> PretrainConfig:
-    """The configuration that `write_config` wrote. UserError if there is none or it does not fit."""
+    """The configuration that `write_config` wrote. UserError if it is missing or invalid."""
     if not path.is_file():
         raise UserError(f"{path.parent} is not a run folder: it has no {path.name}.")
     try:

@@ -1,7 +1,6 @@
-"""Write an encoder as two files: encoder.safetensors (fp32 weights) and encoder.json (how to build
-it).
+"""Write an encoder as two files, which `mofore.load_encoder` reads.
 
-`mofore.load_encoder` reads them.
+encoder.safetensors has the fp32 weights, encoder.json all that is needed to build the encoder.
 """
 
 from dataclasses import asdict

@@ -1,4 +1,4 @@
-"""Use an exported encoder: load it, and embed video files.
+"""Use an exported encoder: load it, and embed video files. For example:
 
 encoder = mofore.load_encoder("encoders/mine")
 embeddings = mofore.embed(encoder, ["a.mp4", "b.mp4"])  # f32 [2, D]
@@ -8,6 +8,7 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,26 +41,43 @@ def load_encoder(folder: VideoPath) -> VideoEncoder:
     for name in (CONFIG_FILE, WEIGHTS_FILE):
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}: write one with `mofore export RUN {folder}`.")
+    document = _read_config(folder / CONFIG_FILE)
     try:
-        document = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(
-            f"{folder / CONFIG_FILE} is damaged: {error}. Export the encoder again with "
-            f"`mofore export RUN {folder}`."
-        ) from error
-    if document.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / CONFIG_FILE} has format {document.get('format')}, this version of MoFore "
-            f"reads format {FORMAT}. Export the encoder again with `mofore export RUN {folder}`."
-        )
-    backbone = document["backbone"]
-    config = BackboneConfig(**backbone | {"attention": Attention[backbone["attention"]]})
-    encoder = VideoEncoder(config, document["frames"], document["size"], document["fps"])
+        backbone = document["backbone"]
+        config = BackboneConfig(**backbone | {"attention": Attention[backbone["attention"]]})
+        encoder = VideoEncoder(config, document["frames"], document["size"], document["fps"])
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder / CONFIG_FILE, error) from error
     try:
         encoder.load_state_dict(load_file(folder / WEIGHTS_FILE))
     except (RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}") from error
+        raise UserError(
+            f"{folder / WEIGHTS_FILE} does not fit {CONFIG_FILE}: {error}. Export the encoder "
+            f"again with `mofore export RUN {folder}`."
+        ) from error
     return encoder.eval()
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """encoder.json. Raises UserError if it is no JSON object of this format."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+        found = document.get("format")
+    except (ValueError, AttributeError) as error:
+        raise _damaged(path, error) from error
+    if found != FORMAT:
+        raise UserError(
+            f"{path} has format {found}, this version of MoFore reads format {FORMAT}. "
+            f"Export the encoder again with `mofore export RUN {path.parent}`."
+        )
+    return document
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(
+        f"{path} is damaged: {error}. Export the encoder again with "
+        f"`mofore export RUN {path.parent}`."
+    )
 
 
 @torch.inference_mode()
@@ -69,12 +87,12 @@ def embed(
     views: int = 4,
     batch_size: int = 8,
 ) -> NDArray[np.float32]:
-    """Embed video files: f32 [len(paths), D], the mean over `views` clips spread evenly over each
-    video.
+    """Embed video files: f32 [len(paths), D], the embeddings that `mofore evaluate` computes.
 
-    This is the embedding that `mofore evaluate` computes. paths: one path or URL, or a list of
-    them; one path gives f32 [1, D]. batch_size: videos per forward pass; each file is decoded once.
-    The encoder runs on its own device and in its own mode; `load_encoder` returns it in eval mode.
+    A video's embedding is the mean over `views` clips spread evenly over it. paths: one path or
+    URL, or a list of them; one path gives f32 [1, D]. batch_size: videos per forward pass. Each
+    file is decoded once. The encoder runs on its own device and in its own mode; `load_encoder`
+    returns it in eval mode.
 
     Raises UserError, naming the file, if a file does not decode or is shorter than one clip of
     `encoder.frames` frames at `encoder.fps`.
@@ -94,8 +112,8 @@ def embed(
             batch = uris[start : start + batch_size]
             clips = torch.stack([_read_clips(encoder, uri, views) for uri in batch]).to(device)
             # One view at a time, as in evaluation: the activations of one batch, not of `views`.
-            tokens = torch.stack([encoder.embed(view) for view in clips.unbind(dim=1)], dim=1)
-            embeddings[start : start + len(batch)] = tokens.cpu().numpy().mean(axis=1)
+            of_views = torch.stack([encoder.embed(view) for view in clips.unbind(dim=1)], dim=1)
+            embeddings[start : start + len(batch)] = of_views.cpu().numpy().mean(axis=1)
             progress.update(len(batch))
     return embeddings
 

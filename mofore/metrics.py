@@ -1,5 +1,4 @@
-"""What a run reports: one line per step in metrics.jsonl, the same numbers for TensorBoard, and its
-progress.
+"""What a run reports: metrics.jsonl, one line per step, TensorBoard events, and its progress.
 
 Only rank 0 writes. A resumed run drops the lines of steps that it repeats, so each step is there
 once.
@@ -46,7 +45,7 @@ class MetricsLog:
         self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, **values: Tensor | float) -> None:
-        """One step's numbers; `step` counts from 1. JSON has no NaN or infinity: they become null."""
+        """One step's numbers; `step` counts from 1. NaN and infinity become null in JSON."""
         numbers = {name: float(value) for name, value in values.items()}
         finite = {
             name: number if math.isfinite(number) else None for name, number in numbers.items()

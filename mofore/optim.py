@@ -45,9 +45,7 @@ class OptimizerConfig:
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups of the trainable parameters: weights of Linear layers with decay, the rest
-    without.
-    """
+    """Trainable parameters in two groups: weights of Linear layers with decay, the rest without."""
     trainable = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     matrices = {
         f"{name}.weight" for name, module in model.named_modules() if isinstance(module, nn.Linear)

@@ -69,7 +69,7 @@ def check_same_config(config: PretrainConfig, run_dir: Path) -> None:
 def write_metadata(
     config: PretrainConfig, run_dir: Path, manifest_digest: str, world_size: int
 ) -> None:
-    """Create the run folder with config.yaml and environment.json: what its numbers were made with."""
+    """Create the run folder with config.yaml and environment.json (versions, commit, host)."""
     run_dir.mkdir(parents=True, exist_ok=True)
     write_config(config, run_dir / "config.yaml")
     environment = {
@@ -96,9 +96,8 @@ def lock_run(run_dir: Path) -> Iterator[None]:
     if get_rank() == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire(
-                timeout=2
-            )  # `mofore jobs` holds it for an instant to see whether a run lives
+            # `mofore jobs` holds it for an instant to see whether a run lives
+            lock.acquire(timeout=2)
         except Timeout:
             fault = _describe_owner(run_dir, owner_path)
         except (OSError, NotImplementedError) as error:

@@ -1,4 +1,4 @@
-"""How a configuration dataclass declares a key: a default and the description that `--help` prints."""
+"""How a configuration dataclass declares a key: its default and its description."""
 
 from dataclasses import field
 from typing import TypeVar
@@ -10,6 +10,6 @@ def setting(default: T, description: str) -> T:
     """A dataclass field with a default and a description of one sentence."""
     metadata = {"description": description}
     if isinstance(default, list):
-        # Type: ignore[return-value]
-        return field(default_factory=lambda: list(default), metadata=metadata)
+        items = list(default)
+        return field(default_factory=lambda: list(items), metadata=metadata)  # type: ignore
     return field(default=default, metadata=metadata)

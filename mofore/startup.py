@@ -37,7 +37,8 @@ def find_resume_checkpoint(run_dir: Path, manifest: Manifest) -> Checkpoint | No
     if checkpoint and checkpoint.meta["manifest_digest"] != manifest.digest:
         raise UserError(
             f"{checkpoint.folder} was trained on another manifest (digest "
-            f"{checkpoint.meta['manifest_digest'][:12]}, now {manifest.digest[:12]}): give that run's "
+            f"{checkpoint.meta['manifest_digest'][:12]}, now {manifest.digest[:12]}): give that "
+            "run's "
             "data.manifest, or another run_dir."
         )
     if checkpoint and faults and get_rank() == 0:
@@ -57,8 +58,6 @@ def build_training_engine(
     optimizer = build_optimizer(groups, config.optimizer)
     clip_grad = config.optimizer.clip_grad
     engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, clip_grad)
-    if checkpoint:
-        checkpoint.check_shapes(state_shapes(engine))
     init_optimizer_state(engine, empty_batch(config, micro_batch, device))
     if checkpoint:
         load_checkpoint(engine, checkpoint)
@@ -66,7 +65,11 @@ def build_training_engine(
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Load weights, moments and the count of applied updates into the engine."""
+    """Load weights, moments and the count of applied updates into the engine.
+
+    Raises UserError if the checkpoint belongs to a model with other shapes.
+    """
+    checkpoint.check_shapes(state_shapes(engine))
     updates = checkpoint.step - checkpoint.meta["bad_updates"]["skipped"]
     load_state(engine, checkpoint.read, updates)
 

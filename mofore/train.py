@@ -8,14 +8,13 @@ import os
 import sys
 from pathlib import Path
 
-from mofore.checkpoint.saver import check_disk_space
 from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import usable_rows
 from mofore.data.manifest import Manifest, read_manifest
 from mofore.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USER_ERROR, UserError
 from mofore.logs import log_to_file, setup_logging
 from mofore.parallel.collectives import get_rank, get_world_size
-from mofore.parallel.engine import start_ranks, state_shapes
+from mofore.parallel.engine import start_ranks
 from mofore.parallel.liveness import RESUME_HINT, Heartbeat, RankLost, rendezvous
 from mofore.run_folder import check_same_config, lock_run, write_metadata
 from mofore.startup import build_training_engine, find_resume_checkpoint, rank_sampler
@@ -44,11 +43,10 @@ def train(config: PretrainConfig) -> Outcome:
             return Outcome(checkpoint.step, None)
         heartbeat.set_activity("builds the model")
         engine = build_training_engine(config, checkpoint, device)
-        check_disk_space(run_dir, config.checkpoint, state_shapes(engine))
+        trainer = Trainer(config, engine, manifest, rows, checkpoint, heartbeat)
         if get_rank() == 0:
             write_metadata(config, run_dir, manifest.digest, get_world_size())
             _log_start(config, manifest, len(rows), too_short)
-        trainer = Trainer(config, engine, manifest, rows, checkpoint, heartbeat)
         outcome = trainer.run()
         heartbeat.pause()  # rank 0 may upload for long, the others have nothing to do
         trainer.saver.close()

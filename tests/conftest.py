@@ -1,4 +1,4 @@
-"""Shared: a small prepared dataset, and training in this process without traces in its environment."""
+"""Shared: a small prepared dataset, and training in this process."""
 
 import os
 from collections.abc import Callable, Iterator

@@ -36,10 +36,11 @@ SMALL = (
     "optimizer.clip_grad=1.0",
 )
 
+# the only metrics that two equal runs may tell differently
 TIMES = (
     "samples_per_second",
     "data_wait_fraction",
-)  # the only metrics that two equal runs may tell differently
+)
 
 
 def state(run: Path, step: int) -> dict[str, Tensor]:

@@ -120,9 +120,8 @@ def test_a_fault_that_recurs_stops_the_run(tmp_path, run_small):
     assert "again, with the same samples" in said
     assert "bad_updates.jsonl" in said
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
-    with pytest.raises(
-        UserError, match="again, with the same samples"
-    ):  # at once, though the process is another
+    # at once, though the process is another
+    with pytest.raises(UserError, match="again, with the same samples"):
         run_small(run, *words)
     assert len((run / "bad_updates.jsonl").read_text().splitlines()) == 3
 

@@ -60,9 +60,8 @@ def test_a_recipe_moves_the_whole_encoder_that_is_measured(
     same = [
         key for key, value in before.items() if key in trained and torch.equal(value, trained[key])
     ]
-    assert same == (
-        ["time"] if config.backbone.attention is Attention.per_frame else []
-    )  # no time in a frame
+    # no time in a frame
+    assert same == (["time"] if config.backbone.attention is Attention.per_frame else [])
 
 
 @pytest.mark.parametrize(("count", "share"), VJEPA.MASKS)
@@ -227,7 +226,8 @@ def test_right_by_group_adds_up_to_the_scores() -> None:
     labels = np.array(["a", "b"] * 40)
     clips = rng.normal(size=(80, VIEWS, 8)).astype(np.float32) + (labels == "a")[:, None, None]
     groups = np.array([str(row // 4) for row in range(80)])
-    found = Features(clips, labels, groups, np.where(np.arange(80) < 48, "train", "test"))
+    splits, names = np.where(np.arange(80) < 48, "train", "test"), np.arange(80).astype(str)
+    found = Features(clips, labels, groups, splits, names)
     counts, scores = right_by_group(found), measure(found)
     assert counts["videos"] == [4] * 8
     for metric in ("knn_accuracy", "retrieval_r1", "linear_probe_accuracy"):

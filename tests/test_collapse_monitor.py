@@ -50,8 +50,8 @@ def test_an_alarm_needs_several_bad_measurements_in_a_row():
         False,
     ]
     assert (
-        "effective rank 1.10 (collapse.min_rank=2), embedding deviation 0.010 (collapse.min_std=0.02)"
-        in (monitor.check(COLLAPSED) or monitor.check(COLLAPSED))
+        "effective rank 1.10 (collapse.min_rank=2), embedding deviation 0.010 "
+        "(collapse.min_std=0.02)" in (monitor.check(COLLAPSED) or monitor.check(COLLAPSED))
     )
 
 
@@ -83,7 +83,8 @@ def test_actions(tmp_path, caplog):
     assert output.read_text() == f"{tmp_path} 7 it collapses\n"
     with pytest.raises(
         UserError,
-        match=r"Stopped at step 7 \(collapse.action=stop\): it collapses The last checkpoint is kept",
+        match=r"Stopped at step 7 \(collapse.action=stop\): it collapses The last checkpoint is "
+        r"kept",
     ):
         build_monitor(action=Action.stop).raise_alarm("it collapses", tmp_path, 7)
 

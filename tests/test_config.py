@@ -19,7 +19,7 @@ from mofore.config import (
 )
 from mofore.errors import UserError
 from mofore.evaluation.config import EvaluateConfig
-from mofore.launch.submit import SubmitConfig
+from mofore.launch.cluster import SubmitConfig
 from mofore.models.encoder import VideoEncoder
 from mofore.models.objective import build_pretraining
 

@@ -11,6 +11,7 @@ import yaml
 from mofore.config import PretrainConfig, compose
 from mofore.evaluation.config import EvaluateConfig
 from mofore.launch import cli, submit
+from mofore.launch.arguments import parse
 from mofore.launch.cluster import ClusterConfig
 from tests.pages import IDS, PAGES, REPOSITORY, blocks, spans
 
@@ -25,8 +26,8 @@ def commands(path: Path) -> list[str]:
 
 
 def check_env(argv: list[str]) -> list[str]:
-    """Drop leading NAME=VALUE assignments, which must be variables that the code reads."""
-    while argv and (match := re.fullmatch(r"([A-Z_]+)=.*", argv[0])):
+    """Drop leading NAME=VALUE assignments of a command; the variables must occur in the tests."""
+    while len(argv) > 1 and (match := re.fullmatch(r"([A-Z_]+)=.*", argv[0])):
         used = [path.read_text() for path in (REPOSITORY / "tests").rglob("*.py")]
         assert any(match[1] in text for text in used), argv[0]
         argv = argv[1:]
@@ -77,17 +78,14 @@ def test_commands(path: Path, project: Path, capsys: pytest.CaptureFixture) -> N
 @pytest.mark.parametrize("path", PAGES, ids=IDS)
 def test_commands_in_prose_and_tables(path: Path) -> None:
     """Inline commands may leave arguments out, so only what they name is checked."""
-    parser = cli.build_parser()
+    names = subcommands(cli.build_parser())
     for span in spans(path.read_text()):
-        if "=" not in span and " " not in span and span not in PROGRAMS:
+        argv = check_env(span.split())
+        if len(argv) < 2 or argv[1] == "COMMAND":
             continue
-        argv = span.replace("$PWD", "").split()
-        argv = check_env(argv) if len(argv) > 1 else argv
-        if argv[:2] == ["mofore", "COMMAND"]:
-            continue
-        if argv[0] == "mofore" and len(argv) > 1:
-            assert argv[1] in subcommands(parser), span
-        elif argv[0] in ("python", "make", "pytest") and len(argv) > 1:
+        if argv[0] == "mofore":
+            assert argv[1] in names, span
+        elif argv[0] in ("python", "make", "pytest"):
             check_other(argv)
 
 
@@ -122,15 +120,15 @@ def check_mofore(argv: list[str]) -> None:
             cli.main(argv)
         assert end.value.code == 0, argv
         return
-    arguments = cli.build_parser().parse_args(argv)
+    arguments = parse(cli.build_parser(), argv)
     config_dir = getattr(arguments, "config_dir", None)
     if argv[0] in ("pretrain", "config"):
-        compose(PretrainConfig, arguments.overrides, config_dir)
+        compose(PretrainConfig, arguments.keys, config_dir)
     elif argv[0] == "demo":
         fixed = ["experiment=demo", "data.manifest=MANIFEST"]
-        compose(PretrainConfig, [*fixed, *arguments.overrides])
+        compose(PretrainConfig, [*fixed, *arguments.keys])
     elif argv[0] == "evaluate":
-        compose(EvaluateConfig, [f"run={arguments.run_dir}", *arguments.overrides])
+        compose(EvaluateConfig, [f"run={arguments.run_dir}", *arguments.keys])
 
 
 def check_submit(argv: list[str]) -> None:

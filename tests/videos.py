@@ -6,23 +6,23 @@ from pathlib import Path
 import av
 import numpy as np
 
-STEP = 4  # grey levels between two frames of `counting`
+STEP = 4  # grey levels between two frames of `numbered_frames`
 
 
-def counting(n: int = 40, height: int = 64, width: int = 64) -> np.ndarray:
-    """Frames u8 [n, H, W, 3], n up to 60, frame i all of one grey, so that `number` knows it again."""
+def numbered_frames(n: int = 40, height: int = 64, width: int = 64) -> np.ndarray:
+    """Frames u8 [n, H, W, 3], n <= 60; the grey level of frame i encodes i for `frame_numbers`."""
     assert n <= 60
     grey = 8 + STEP * np.arange(n, dtype=np.uint8)
     return np.broadcast_to(grey[:, None, None, None], (n, height, width, 3))
 
 
-def number(frames: np.ndarray) -> list[int]:
-    """Which frames of `counting` these [n, H, W, 3] are."""
+def frame_numbers(frames: np.ndarray) -> list[int]:
+    """The numbers of frames [n, H, W, 3] of `numbered_frames`."""
     return np.rint((frames.mean((1, 2, 3)) - 8) / STEP).astype(int).tolist()
 
 
 def noise(n: int = 40, height: int = 64, width: int = 64, seed: int = 0) -> np.ndarray:
-    """Frames u8 [n, H, W, 3] that do not compress, so that a cut or a scratch hits something."""
+    """Frames u8 [n, H, W, 3] that do not compress, so that any missing byte damages a frame."""
     return np.random.default_rng(seed).integers(0, 256, (n, height, width, 3), dtype=np.uint8)
 
 
@@ -35,10 +35,10 @@ def write_video(
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
-    """Frames u8 [n, H, W, 3] to a file whose suffix names the container, made with its folder.
+    """Write frames u8 [n, H, W, 3]; the suffix of `path` selects the container.
 
-    timestamps: seconds of each frame (variable frame rate), to a millisecond. options: the codec's,
-    such as {"bf": "2", "g": "12"}. Odd sizes need libx264.
+    timestamps: of each frame, in seconds, rounded to 1 ms (variable frame rate). options: of the
+    codec, such as {"bf": "2", "g": "12"}. Odd heights or widths need libx264.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     height, width = frames.shape[1:3]
@@ -47,7 +47,7 @@ def write_video(
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height = width, height
         stream.pix_fmt = "yuv444p" if height % 2 or width % 2 else "yuv420p"
-        stream.bit_rate = 8_000_000  # at its default rate MPEG-4 leaves out small changes
+        stream.bit_rate = 8_000_000  # at the default bit rate MPEG-4 drops small changes
         if timestamps is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for i, array in enumerate(frames):
@@ -74,7 +74,7 @@ def audio_only(path: Path) -> Path:
 
 
 def truncated(path: Path, share: float = 0.6, **options: dict[str, str]) -> Path:
-    """The first `share` of the bytes of a whole video; `options` go to `write_video`."""
+    """The first `share` of the bytes of a valid video; `options` go to `write_video`."""
     codec = "mpeg4" if path.suffix == ".avi" else "libx264"
     write_video(path, noise(), codec=codec, **options)  # type: ignore[arg-type]
     data = path.read_bytes()
@@ -89,7 +89,7 @@ def empty(path: Path) -> Path:
 
 
 def zero_frames(path: Path) -> Path:
-    """An AVI with a header that announces a video stream, and not one frame."""
+    """An AVI whose header declares a video stream, without any frame."""
     assert path.suffix == ".avi"
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
@@ -107,4 +107,12 @@ def garbage(path: Path) -> Path:
 
 
 def one_frame(path: Path) -> Path:
-    return write_video(path, counting(1))
+    return write_video(path, numbered_frames(1))
+
+
+def write_copies(video: Path, root: Path, *names: str) -> None:
+    """Copies of `video` below `root`, each with another last byte, so none is a duplicate."""
+    for index, name in enumerate(names):
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(video.read_bytes() + bytes([index]))

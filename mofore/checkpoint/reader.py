@@ -1,8 +1,6 @@
-"""Reading checkpoints/step-N: the whole state of a run by parameter name, at any world size and
-ZeRO stage.
+"""Reading checkpoints: a run's state by parameter name, at any world size and ZeRO stage.
 
-    find_latest_checkpoint   the newest committed folder with valid digests; each rank verifies its
-                             share of files
+    find_latest_checkpoint   the newest folder with valid digests; ranks share the files
     Checkpoint.read          any slice of any tensor, so that a rank reads only what it holds
 
 Weights, moments and teacher are fp32; everything else in a run is a function of the step. Nothing
@@ -93,7 +91,8 @@ class Checkpoint:
                 raise UserError(f"{self.folder} has no {name}: it belongs to another model.")
             if self.shapes[name] != shape:
                 raise UserError(
-                    f"{self.folder}: {name} has shape {self.shapes[name]}, this configuration makes "
+                    f"{self.folder}: {name} has shape {self.shapes[name]}, this configuration "
+                    "makes "
                     f"it {shape}. Resume with the run's own config.yaml, or choose another run_dir."
                 )
 
@@ -121,7 +120,8 @@ def find_latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]
         faults.append(found[0])
     if faults:
         raise UserError(
-            f"All checkpoints of {run_dir} are damaged: {' '.join(faults)} Restore one from a copy, or "
+            f"All checkpoints of {run_dir} are damaged: {' '.join(faults)} Restore one from a "
+            "copy, or "
             f"remove {run_dir / 'checkpoints'} to start from step 0."
         )
     return None, faults
@@ -137,7 +137,7 @@ def rename_damaged(run_dir: Path, newest: int) -> None:
 
 
 def teacher_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """The teacher's weights by the encoder's own parameter names: what is evaluated and exported."""
+    """The teacher's weights by the encoder's parameter names, to evaluate and export."""
     prefix = "weights/teacher."
     names = [name for name in checkpoint.shapes if name.startswith(prefix)]
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
@@ -160,7 +160,8 @@ def _find_fault(folder: Path) -> str | None:
         return f"{path} is damaged: {type(error).__name__} {error}."
     if version != FORMAT:  # another version of MoFore wrote it: it is not damaged
         raise UserError(
-            f"{folder} has checkpoint format {version}, this MoFore reads format {FORMAT}: resume with "
+            f"{folder} has checkpoint format {version}, this MoFore reads format {FORMAT}: resume "
+            "with "
             "the version that wrote it, or choose another run_dir."
         )
     if not valid:

@@ -30,11 +30,15 @@ MAX_FAILURES = 10  # failed saves in a row that end the run
 
 
 class Saver:
-    """The checkpoints of one run. Every rank has one and calls it at the same steps."""
+    """The checkpoints of one run. Every rank has one and calls it at the same steps.
+
+    Raises UserError, on every rank, if the disk has no room for the checkpoints that it will keep.
+    """
 
     def __init__(
         self, run_dir: Path, config: CheckpointConfig, shapes: dict[str, list[int]]
     ) -> None:
+        check_disk_space(run_dir, config, shapes)
         self.run_dir, self.config, self.shapes = run_dir, config, shapes
         self.folder = checkpoints_dir(run_dir)
         self.token = unique_token()  # no file of an earlier start has this name
@@ -109,7 +113,8 @@ class Saver:
             return True
         self.failures += 1
         message = (
-            f"The checkpoint of step {self.step} could not be written: {faults[0]}. Earlier ones are "
+            f"The checkpoint of step {self.step} could not be written: {faults[0]}. Earlier ones "
+            "are "
             f"intact. Free space or grant access to {self.folder}"
         )
         if get_rank() == 0:
@@ -144,8 +149,10 @@ class Saver:
         self.wait()
         if self.failures:
             raise UserError(
-                f"The checkpoint of step {self.step} was not written (see the warning above): free space "
-                f"or grant access to {self.folder}; then rerun the same command to resume from the one "
+                f"The checkpoint of step {self.step} was not written (see the warning above): free "
+                "space "
+                f"or grant access to {self.folder}; then rerun the same command to resume from the "
+                "one "
                 "before."
             )
         if self.prune_thread:
@@ -194,7 +201,8 @@ def _find_space_fault(
     return (
         f"run_dir={run_dir}: a checkpoint takes {_format_bytes(size)}. checkpoint.keep_last="
         f"{config.keep_last} and the one being written need {_format_bytes(needed)}, "
-        f"{_format_bytes(free)} are free. Free space, lower checkpoint.keep_last, or choose another "
+        f"{_format_bytes(free)} are free. Free space, lower checkpoint.keep_last, or choose "
+        "another "
         "run_dir."
     )
 

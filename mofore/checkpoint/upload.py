@@ -54,7 +54,8 @@ class Upload:
                 self._copy(self.current)
             except Exception as error:  # the local checkpoint exists, so the run continues
                 logger.warning(
-                    "%s was not copied to %s: %s: %s. The local checkpoint is kept; copy it yourself, or "
+                    "%s was not copied to %s: %s: %s. The local checkpoint is kept; copy it "
+                    "yourself, or "
                     "change checkpoint.upload.",
                     self.current,
                     self.url,

@@ -1,10 +1,8 @@
 """Writing one checkpoint: shares -> files -> one rename; and removing old ones.
 
     owned_shards   of what a rank holds, what it writes
-    write_shards   one file in a folder with a temporary name, synced to the disk, with its size and
-                   digest
-    commit         rank 0 adds checkpoint.json with files, digests and shapes; a rename gives the
-                   folder its name
+    write_shards   one synced file in a folder with a temporary name; its size and digest
+    commit         rank 0 adds checkpoint.json; a rename gives the folder its name
 
 A reader finds a whole checkpoint or none.
 """
@@ -103,7 +101,7 @@ def commit(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
 
 
 def prune(run_dir: Path, config: CheckpointConfig, keep: Iterable[Path] = ()) -> None:
-    """Remove all but the newest `keep_last`, every `keep_every`-th step, and the folders in `keep`."""
+    """Remove all but the newest `keep_last`, every `keep_every`-th step, and those in `keep`."""
     for step, path in list_checkpoints(run_dir)[: -config.keep_last]:
         if path not in keep and (config.keep_every is None or step % config.keep_every):
             remove(path)

@@ -2,8 +2,8 @@
 
 Splits: `trainlist01.txt`, `testlist01.txt`: one path per line, optionally followed by a class
 number; or `random-80-20` instead of lists. Classes: `classInd.txt`, lines like `1 Archery`. Groups:
-lines of `path<TAB>group`, or `ucf101`: the `_g08_` in the file name. Videos of a group come from one
-source, so a group in both train and test is a leak.
+lines of `path<TAB>group`, or `ucf101`: the `_g08_` in the file name. Videos of a group come from
+one source, so a group in both train and test is a leak.
 """
 
 import hashlib

@@ -1,7 +1,8 @@
 """The backbone's configuration, and what a video encoder takes from a timm VisionTransformer.
 
-timm builds the transformer by name: blocks, norms, class and register tokens, initialisation, stochastic
-depth, loading of 2-D weights. This module inflates the patch embedding to tubelets and makes the positions.
+timm builds the transformer by name: blocks, norms, class and register tokens, initialisation,
+stochastic depth, loading of 2-D weights. This module inflates the patch embedding to tubelets and
+makes the positions.
 """
 
 from dataclasses import dataclass
@@ -86,8 +87,8 @@ def tubelet_error(
 def build_vit(config: BackboneConfig, size: int) -> VisionTransformer:
     """A timm model for images of size x size, with local 2-D weights if `pretrained_path` is set.
 
-    Nothing is downloaded. Raises UserError if timm has no such VisionTransformer, cannot build it with these
-    sizes, or the weights do not fit.
+    Nothing is downloaded. Raises UserError if timm has no such VisionTransformer, cannot build it
+    with these sizes, or the weights do not fit.
     """
     if not timm.is_model(config.name):
         similar = timm.list_models(f"*{config.name.split('_patch')[0]}*")[:5]
@@ -151,9 +152,9 @@ def _load_weights(vit: VisionTransformer, path: str) -> None:
 def inflate_patch_embedding(vit: VisionTransformer, config: BackboneConfig) -> nn.Linear:
     """The 2-D patch convolution as a Linear over tubelets: f32 [D, C * t * p * p].
 
-    Each frame of the tubelet gets 1/t of the weights (Carreira & Zisserman 2017, section 2.4.1), so on a
-    static clip the Linear computes what the convolution computes on one frame. Without 2-D weights the
-    Linear is initialised at random with the convolution's standard deviation / sqrt(t).
+    Each frame of the tubelet gets 1/t of the weights (Carreira & Zisserman 2017, section 2.4.1), so
+    on a static clip the Linear computes what the convolution computes on one frame. Without 2-D
+    weights the Linear is initialised at random with the convolution's standard deviation / sqrt(t).
     """
     conv, frames = vit.patch_embed.proj, config.tubelet_size
     kernel = conv.weight.detach()  # [D, C, p, p]
@@ -173,8 +174,8 @@ def init_positions(
 ) -> tuple[nn.Parameter, nn.Parameter, nn.Parameter]:
     """Prefix tokens [1, R, D], spatial [1, side^2, D] and temporal positions [1, steps, D].
 
-    Spatial positions come from the 2-D weights if there are any. Temporal positions are then zero, so that a
-    static clip gives the tokens of its frame.
+    Spatial positions come from the 2-D weights if there are any. Temporal positions are then zero,
+    so that a static clip gives the tokens of its frame.
     """
     tokens = [token for token in (vit.cls_token, vit.reg_token) if token is not None]
     prefix = torch.cat([*tokens, torch.zeros(1, 0, vit.embed_dim)], dim=1).detach()

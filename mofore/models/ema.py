@@ -1,4 +1,4 @@
-"""The teacher: an exponential moving average (EMA) of the student, in fp32, updated shard by shard."""
+"""The teacher: an exponential moving average (EMA) of the student, in fp32, shard by shard."""
 
 from dataclasses import dataclass
 
@@ -28,9 +28,9 @@ class TeacherConfig:
 def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter.
 
-    The update is elementwise and needs no communication: under ZeRO-3 each rank updates the shard that it
-    holds (`ds_tensor`), otherwise the whole tensor. Student and teacher have equal shapes, hence equal
-    shards.
+    The update is elementwise and needs no communication: under ZeRO-3 each rank updates the shard
+    that it holds (`ds_tensor`), otherwise the whole tensor. Student and teacher have equal shapes,
+    hence equal shards.
     """
     averages, values = [], []
     for average, value in zip(teacher.parameters(), student.parameters(), strict=True):

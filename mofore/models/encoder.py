@@ -24,18 +24,22 @@ from mofore.models.positions import (
     to_tubelets,
 )
 
-# Added to the variance of a tubelet's normalised pixels, so that the noise of a flat one is not amplified.
+# Added to the variance of a tubelet's normalised pixels, so that the noise of a flat one is not
+# amplified.
 MIN_TUBELET_VARIANCE = 0.01
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class VideoEncoder(nn.Module):
-    """Clips u8 [B, C, T, H, W] -> tokens [B, N, D], N = T/t * H/p * W/p, ordered by time, row, column.
+    """Clips u8 [B, C, T, H, W] -> tokens [B, N, D], N = T/t * H/p * W/p.
 
-    frames, size: length and side of the clips that it is built for. Other lengths and sizes (multiples of
-    the tubelet) work too, with interpolated positions. fps: frames per second of those clips, or None.
-    config: how it is built. dim: D. Raises UserError if the configuration names no VisionTransformer, or
-    `frames` and `size` do not divide into tubelets.
+    Tokens are ordered by time, row, column.
+
+    config: the backbone. dim: D. frames, size: length and side of the clips that it is built for;
+    other lengths and sizes (multiples of the tubelet) work too, with interpolated positions. fps:
+    frames per second of those clips, or None if unknown.
+    Raises UserError if timm cannot build the backbone, or `frames` and `size` do not divide into
+    tubelets.
     """
 
     mean: Tensor
@@ -66,8 +70,8 @@ class VideoEncoder(nn.Module):
     def forward(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
         """Tokens [B, N, D] after the last norm, without class and register tokens.
 
-        clips: u8 [B, C, T, H, W]. visible: i64 [B, M], indices of the tokens to encode (joint attention
-        only); the others are dropped before the first block, and the result is [B, M, D].
+        clips: u8 [B, C, T, H, W]. visible: i64 [B, M], indices of the tokens to encode (joint
+        attention only); the others are dropped before the first block, and the result is [B, M, D].
         Raises UserError if the clip does not divide into tubelets.
         """
         assert visible is None or self.attention is Attention.joint

@@ -45,8 +45,9 @@ class ForecasterConfig:
 class TransformerForecaster(nn.Module):
     """Context tokens and one query per target token, through timm blocks.
 
-    A query is the sum of a learned token, its position in the target clip and the embedded gap. Each target
-    is forecast on its own, so a forecast does not depend on the other gaps that were drawn.
+    A query is the sum of a learned token, its position in the target clip and the embedded gap.
+    Each target is forecast on its own, so a forecast does not depend on the other gaps that were
+    drawn.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class TransformerForecaster(nn.Module):
     def forward(self, tokens: Tensor, gaps: Tensor, visible: Tensor | None = None) -> Tensor:
         """Forecasts [B, K, N, D].
 
-        tokens: [B, N, D], or [B, M, D] with visible: i64 [B, M], their indices in the clip. gaps: f32 [B, K],
-        seconds.
+        tokens: [B, N, D], or [B, M, D] with visible: i64 [B, M], their indices in the clip. gaps:
+        f32 [B, K], seconds.
         """
         batch, targets = gaps.shape
-        positions = self.context_positions
+        positions: Tensor = self.context_positions
         if visible is not None:
             positions = gather_tokens(positions, visible)
         context = self.context_proj(tokens) + positions

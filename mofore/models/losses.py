@@ -12,7 +12,7 @@ class Regression(Enum):
 
 
 def normalise(latents: Tensor) -> Tensor:
-    """Layer norm without parameters over the last dimension [..., D] (Baevski et al. 2022, data2vec).
+    """Layer norm without parameters over the last dimension (data2vec, Baevski et al. 2022).
 
     All targets then have one scale, so none dominates the regression.
     """
@@ -20,7 +20,10 @@ def normalise(latents: Tensor) -> Tensor:
 
 
 def forecasting_loss(forecast: Tensor, target: Tensor, regression: Regression) -> Tensor:
-    """Mean over all elements, f32 []. forecast, target: f32 [B, K, M, D]; the target gets no gradient."""
+    """Mean over all elements, f32 [].
+
+    forecast, target: f32 [B, K, M, D]; the target gets no gradient.
+    """
     distance = F.mse_loss if regression is Regression.mse else F.smooth_l1_loss
     return distance(forecast, target.detach())
 
@@ -34,9 +37,10 @@ def info_nce(
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE (van den Oord et al. 2018) of cosine similarities.
 
-    queries: f32 [Q, D] of this rank. keys: f32 [M, D] of the global batch. positives: i64 [Q], row of each
-    query's positive key. ignored: bool [Q, M], keys that are neither positive nor negative of a query.
-    Returns the loss and the fraction of queries whose nearest key is the positive, both f32 [].
+    queries: f32 [Q, D] of this rank. keys: f32 [M, D] of the global batch. positives: i64 [Q], row
+    of each query's positive key. ignored: bool [Q, M], keys that are neither positive nor negative
+    of a query. Returns the loss and the fraction of queries whose nearest key is the positive, both
+    f32 [].
     """
     logits = F.normalize(queries, dim=-1) @ F.normalize(keys, dim=-1).T / temperature
     if ignored is not None:

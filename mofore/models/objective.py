@@ -4,9 +4,10 @@
     batch, Targets, keys of the global batch -> student -> forecaster      -> forecasting loss
                                                        `-> projection head -> contrastive loss
 
-The teacher encodes all micro-batches of a step first. Then the student forecasts one micro-batch after the
-other against the keys of the whole global batch. So the contrastive loss has the same negatives, and the
-step the same loss, however the global batch is split into ranks and micro-batches.
+The teacher encodes all micro-batches of a step first. Then the student forecasts one micro-batch
+after the other against the keys of the whole global batch. So the contrastive loss has the same
+negatives, and the step the same loss, however the global batch is split into ranks and
+micro-batches.
 """
 
 import copy
@@ -29,8 +30,8 @@ from mofore.types import Batch, Keys, Losses, Targets
 class Query(Enum):
     """The queries and keys of the contrastive loss."""
 
-    # Student context -> teacher target, and student target -> teacher context, through a projection head
-    # (the symmetric loss of Chen et al. 2021).
+    # Student context -> teacher target, and student target -> teacher context, through a projection
+    # head (the symmetric loss of Chen et al. 2021).
     symmetric = "symmetric"
     context = "context"  # student context -> teacher target only: half the student's compute
     forecast = "forecast"  # mean forecast -> teacher target, without a head, as published
@@ -73,7 +74,7 @@ class ModelConfig:
 class Pretraining(nn.Module):
     """Student, teacher, forecaster and, unless the forecast is the query, a projection head.
 
-    `forward` has two call forms, because ZeRO-3 and autocast act only on calls of the engine's module:
+    `forward` has two call forms, because ZeRO-3 and autocast act only on calls of the module:
 
         model(batch) -> Targets
         model(batch, targets, keys, first_video) -> Losses
@@ -100,7 +101,7 @@ class Pretraining(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "Pretraining":
-        """Set the mode of student and forecaster; the teacher stays in eval mode (no stochastic depth)."""
+        """Set the mode; the teacher always stays in eval mode, without stochastic depth."""
         super().train(mode)
         self.teacher.eval()
         return self
@@ -122,10 +123,12 @@ class Pretraining(nn.Module):
     ) -> Targets | Losses:
         """The teacher's targets of a batch; given these, the losses of student and forecaster.
 
-        keys: of the whole global batch, in its order. first_video: index of this batch's first video in it.
+        keys: of the whole global batch, in its order. first_video: index of this batch's first
+        video in it.
         """
-        if targets is None or keys is None:
+        if targets is None:
             return self.encode_targets(batch)
+        assert keys is not None
         return self.compute_losses(batch, targets, keys, first_video)
 
     @torch.no_grad()
@@ -141,7 +144,7 @@ class Pretraining(nn.Module):
 
     @torch.no_grad()
     def teacher_latents(self, clips: Tensor) -> Tensor:
-        """Clips u8 [B, K, C, T, H, W] -> latents to forecast f32 [B, K, N, D], or [B, K, 1, D] if pooled."""
+        """Clips u8 [B, K, C, T, H, W] -> latents f32 [B, K, N, D], or [B, K, 1, D] if pooled."""
         latents = self.teacher(clips.flatten(0, 1)).float()
         if self.pool_latents:
             latents = latents.mean(dim=1, keepdim=True)
@@ -172,8 +175,8 @@ class Pretraining(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """InfoNCE and its accuracy, f32 [] each.
 
-        tokens: student tokens [B, N, D] of the contexts; if symmetric [B + B * K, N, D], contexts, then
-        targets. forecast: f32 [B, K, M, D]. keys, first_video: as in `forward`.
+        tokens: student tokens [B, N, D] of the contexts; if symmetric [B + B * K, N, D], contexts,
+        then targets. forecast: f32 [B, K, M, D]. keys, first_video: as in `forward`.
         """
         temperature = self.loss_config.temperature
         videos, count = forecast.shape[:2]
@@ -201,8 +204,8 @@ class Pretraining(nn.Module):
     def forecast(self, context: Tensor, gaps: Tensor, visible: Tensor | None = None) -> Tensor:
         """The student's forecasts f32 [B, K, N, D], or [B, K, 1, D] if pooled.
 
-        context: u8 [B, C, T, H, W]. gaps: f32 [B, K], seconds. visible: i64 [B, M], the context's tokens that
-        the student sees; None or M = 0: all.
+        context: u8 [B, C, T, H, W]. gaps: f32 [B, K], seconds. visible: i64 [B, M], the context's
+        tokens that the student sees; None or M = 0: all.
         """
         visible = _none_if_all(visible)
         return self.forecaster(self.student(context, visible), gaps, visible).float()
@@ -214,7 +217,7 @@ def _none_if_all(visible: Tensor | None) -> Tensor | None:
 
 
 def build_projection_head(dim: int) -> nn.Module:
-    """From a clip's mean student token to the mean teacher latent of another clip: [B, dim] -> [B, dim].
+    """Mean student token -> mean teacher latent of another clip: [B, dim] -> [B, dim].
 
     Layer norm, because the statistics of batch norm would depend on the micro-batch.
     """

@@ -1,4 +1,4 @@
-"""Who am I among the ranks, and what do the others hold. Alone, every collective returns its input."""
+"""Rank, world size and collectives. With one rank a collective returns its input."""
 
 import os
 import time
@@ -38,7 +38,7 @@ def all_reduce_max(values: list[float], device: torch.device) -> list[float]:
 
 
 def all_gather(tensor: Tensor) -> Tensor:
-    """Tensors [B, ...] of all ranks in rank order, as one [world size * B, ...], without gradient."""
+    """Tensors [B, ...] of all ranks in rank order: [world size * B, ...], without gradient."""
     if get_world_size() == 1 or tensor.numel() == 0:
         return tensor
     parts = [torch.empty_like(tensor) for _ in range(get_world_size())]

@@ -1,5 +1,4 @@
-"""Module + optimizer -> DeepSpeed engine; and what a rank holds of the training state, by parameter
-name.
+"""The DeepSpeed engine, and what a rank holds of the training state, by parameter name.
 
 The only module that imports deepspeed. Every run uses it, with one process or many, so that a
 laptop runs the code that a cluster runs.
@@ -35,31 +34,28 @@ def load_deepspeed() -> ModuleType:
     tests/parallel/test_deepspeed.py says which change of DeepSpeed would break each private
     attribute that this module uses.
     """
-    if (
-        not torch.cuda.is_available()
-    ):  # else DeepSpeed looks for an accelerator and logs that in every process
+    # Otherwise DeepSpeed looks for an accelerator and logs that in every process.
+    if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     # DeepSpeed's import makes torch warn about a CUDA toolkit that nobody asked for.
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    for name in (
-        "all_gather_into_tensor",
-        "reduce_scatter_tensor",
-    ):  # deprecated calls of DeepSpeed's
+    # Deprecated functions that DeepSpeed calls.
+    for name in ("all_gather_into_tensor", "reduce_scatter_tensor"):
         warnings.filterwarnings("ignore", rf".*{name}. is deprecated", FutureWarning)
     import deepspeed
 
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # On CPUs DeepSpeed compiles an inference operator and joins ranks through shared memory, where
-    # it waits
-    # forever for a rank that died. Training does not use it. (deepspeed.comm.torch the attribute is
-    # torch itself.)
+    # it waits forever for a rank that died. Training does not use it. (The attribute
+    # deepspeed.comm.torch is torch itself, so the module comes from sys.modules.)
     vars(sys.modules["deepspeed.comm.torch"])["build_shm_op"] = lambda: None
     return deepspeed
 
 
 def start_ranks(timeout: int) -> torch.device:
-    """Join the other ranks (environment of torchrun or SLURM, else alone); return this rank's
-    device.
+    """Join the other ranks, from torchrun's or SLURM's environment; return this rank's device.
+
+    Without such an environment this process is the only rank.
     """
     deepspeed = load_deepspeed()
     if "RANK" not in os.environ:
@@ -83,7 +79,8 @@ def _device_index(local_rank: int, visible: int) -> int:
     """This rank's device among the visible ones; some clusters show each task only its own."""
     if visible > 1 and local_rank >= visible:
         raise UserError(
-            f"{local_rank + 1} ranks of this machine see {visible} devices: start one rank per device "
+            f"{local_rank + 1} ranks of this machine see {visible} devices: start one rank per "
+            "device "
             "(cluster.tasks_per_node=cluster.gpus_per_node, or torchrun --nproc_per_node)."
         )
     return local_rank if visible > 1 else 0
@@ -130,9 +127,8 @@ def backward_and_step(engine: Engine, loss: Tensor, allowed: bool = True) -> flo
     """
     engine.backward(loss if allowed else loss * torch.nan)
     updates, norm = engine.is_gradient_accumulation_boundary(), None
-    if (
-        updates and engine.zero_optimization_stage() == 0
-    ):  # DeepSpeed has the norm at other stages only
+    # DeepSpeed has the norm at other stages only
+    if updates and engine.zero_optimization_stage() == 0:
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         # torch's GradScaler protocol: a fused optimizer changes neither weights, moments nor step
@@ -189,9 +185,8 @@ def local_state(engine: Engine) -> Iterator[Shard]:
 
 def _stage3_shards(name: str, parameter: Any) -> Iterator[Shard]:
     start = get_rank() * parameter.ds_tensor.numel()
-    length = min(
-        parameter.ds_tensor.numel(), parameter.ds_numel - start
-    )  # the last shard is padded
+    # the last shard is padded
+    length = min(parameter.ds_tensor.numel(), parameter.ds_numel - start)
     if length <= 0:
         return
     yield Shard(f"weights/{name}", start, parameter.ds_tensor.detach()[:length], False)
@@ -211,7 +206,7 @@ def _link_moments(engine: Engine) -> None:
 
 
 def init_optimizer_state(engine: Engine, batch: Batch) -> None:
-    """Create optimizer state with one zero-lr, zero-gradient step, then reset its step count to 0."""
+    """Create optimizer state with one zero-lr, zero-gradient step; reset its step count."""
     set_lr(engine, 0.0)
     for _ in range(engine.gradient_accumulation_steps()):
         with torch.no_grad():

@@ -1,9 +1,7 @@
-"""Ranks that fall silent, stop making progress, or diverge end the run with a message that names
-them.
+"""Ranks that fall silent, make no progress or diverge end the run; the message names them.
 
-Heartbeat           one thread per rank reports to the others that it lives and what it does;
-                    another ends a
-                    rank that would wait forever. Rank 0 checks all ranks, the others check rank 0.
+Heartbeat           one thread per rank reports that it lives and what it does; another ends a rank
+                    that would wait forever. Rank 0 checks all ranks, the others check rank 0.
 check_ranks_agree   every n steps the ranks compare what must be equal on all of them
 """
 
@@ -229,7 +227,8 @@ def check_ranks_agree(step: int, facts: dict[str, object]) -> None:
         return
     (common, votes), *_ = Counter(reports).most_common(1)
     remedy = (
-        ". Nothing after the last checkpoint is kept. Check that machine (memory errors, another version "
+        ". Nothing after the last checkpoint is kept. Check that machine (memory errors, another "
+        "version "
         f"of code or data). {RESUME_HINT}"
     )
     if votes * 2 <= len(reports):

@@ -80,9 +80,8 @@ def test_one_rank_writes_an_ordinary_safetensors_file(tmp_path):
     assert torch.equal(tensors["weights/student.a"], 3 + torch.arange(6.0).view(3, 2))
 
 
-@pytest.mark.parametrize(
-    "ranks", [2, 4, 7, 32]
-)  # 18 numbers: cut within tensors, and more ranks than numbers
+# 18 numbers: cut within tensors, and more ranks than numbers
+@pytest.mark.parametrize("ranks", [2, 4, 7, 32])
 def test_shares_of_any_number_of_ranks_are_the_whole(tmp_path, monkeypatch, ranks):
     saved = Checkpoint(save(tmp_path, 5, ranks, monkeypatch))
     assert len(list(saved.folder.glob("*.safetensors"))) == ranks
@@ -103,9 +102,8 @@ def test_shares_are_equal_slices(monkeypatch):
         sizes.append(sum(len(shard.values) for shard in owned_shards(shards(0.0))))
     assert sum(sizes) == 18
     assert max(sizes) - min(sizes) <= 1
-    own = [
-        Shard("exp_avg/student.a", 2, torch.ones(2), False)
-    ]  # what a rank alone holds it writes itself
+    # what a rank alone holds it writes itself
+    own = [Shard("exp_avg/student.a", 2, torch.ones(2), False)]
     assert list(owned_shards(own)) == own
 
 
@@ -269,8 +267,8 @@ def test_a_damaged_checkpoint_costs_only_its_own_steps(tmp_path, run_small, capl
     flip(run / "checkpoints" / "step-4" / "rank-00000.safetensors")
     run_small(run)
     assert (
-        "step-4/rank-00000.safetensors is damaged: its digest differs. It was renamed; resuming from step 2"
-        in caplog.text
+        "step-4/rank-00000.safetensors is damaged: its digest differs. It was renamed; resuming "
+        "from step 2" in caplog.text
     )
     assert folders(run) == ["step-2", "step-4", "step-4.damaged"]
     assert differing(state(run, 4), whole) == []

@@ -138,7 +138,8 @@ def test_room_is_counted_before_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: free(0, 0, 119_999))
     with pytest.raises(
         UserError,
-        match=r"a checkpoint takes 0.0 MB. checkpoint.keep_last=2 and the one being written need 0.1 MB",
+        match=r"a checkpoint takes 0.0 MB. checkpoint.keep_last=2 and the one being written need "
+        r"0.1 MB",
     ):
         check_disk_space(tmp_path, config, SHAPES)
     (tmp_path / "checkpoints" / "step-1").mkdir(parents=True)  # its room is taken already
@@ -151,9 +152,8 @@ def test_copies_follow_the_commits(tmp_path):
         saver.save(step, shards(torch.full((1000, 10), float(step))), {})
     saver.close()
     system = fsspec.filesystem("memory")
-    assert "/copies/step-3/checkpoint.json" in system.find(
-        "/copies"
-    )  # the newest always; one between may be left out
+    # the newest always; one between may be left out
+    assert "/copies/step-3/checkpoint.json" in system.find("/copies")
     system.get("/copies/step-3", str(tmp_path / "back" / "checkpoints" / "step-3"), recursive=True)
     newest, faults = find_latest_checkpoint(tmp_path / "back")
     assert faults == []
@@ -192,7 +192,8 @@ def test_a_run_that_cannot_write_its_last_checkpoint_reports_it(tmp_path, manife
     """And resumes from the one before, to the same end."""
     run = tmp_path / "run"
     script = (
-        "import resource, signal, sys; from mofore.checkpoint import saver; write = saver.write_shards\n"
+        "import resource, signal, sys; from mofore.checkpoint import saver; write = "
+        "saver.write_shards\n"
         "def at_most(path, *rest):\n"
         "    if 'step-4' in str(path): resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))\n"
         "    return write(path, *rest)\n"

@@ -1,8 +1,8 @@
-"""annotate: UCF101's lists as they are found in the wild, with every contradiction named."""
+"""annotate: UCF101's lists, with their real irregularities; contradictions raise errors."""
 
 import pytest
 
-from mofore.data.annotate import annotate, read_classes
+from mofore.data.annotate import RANDOM_SPLIT, annotate, read_classes
 from mofore.data.sources import find_sources
 from mofore.errors import UserError
 
@@ -13,7 +13,7 @@ NAMES = [
 
 @pytest.fixture
 def root(tmp_path):
-    """Two classes, a video of group 1 and one of group 8 in each; lists go beside."""
+    """Two classes, a video of group 1 and one of group 8 in each; lists are written beside."""
     for name in NAMES:
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "videos" / name).touch()
@@ -31,7 +31,7 @@ def write(tmp_path):
 
 @pytest.fixture
 def lists(write):
-    """The three files as UCF101 ships them: Windows line ends, numbers in the training list alone."""
+    """UCF101's three files, with its Windows line ends; only the training list has numbers."""
     train = write("trainlist01.txt", f"{NAMES[1]} 1", f"{NAMES[3]} 2")
     return [train, write("testlist01.txt", NAMES[0], NAMES[2])], write(
         "classInd.txt", "1 Archery", "2 Bowling"
@@ -50,7 +50,7 @@ def test_ucf101(root, lists):
     ]
 
 
-def test_numbers_complete_labels_of_a_plain_list(root, lists, write):
+def test_class_numbers_in_a_list_become_labels(root, lists, write):
     splits, classes = lists
     listing = write(
         "all.txt", *(f"{name} {1 + index // 2}" for index, name in enumerate(NAMES)), end="\n"
@@ -60,7 +60,7 @@ def test_numbers_complete_labels_of_a_plain_list(root, lists, write):
     assert [source.label for source in sources] == ["Archery", "Archery", "Bowling", "Bowling"]
 
 
-def test_numbers_of_another_class_are_an_error(root, lists, write):
+def test_numbers_of_another_class_raise(root, lists, write):
     train = write("trainlist01.txt", f"{NAMES[1]} 2", f"{NAMES[3]} 1")
     with pytest.raises(
         UserError, match=r"2 lines of .*trainlist01.*list: 2 Bowling, folder: Archery"
@@ -68,17 +68,17 @@ def test_numbers_of_another_class_are_an_error(root, lists, write):
         annotate(find_sources(str(root)), [train], lists[1], None)
 
 
-def test_one_number_behind_every_line_is_a_mark(root, lists, write):
-    """As in JHMDB's lists, where it stands behind videos of every class."""
+def test_the_same_number_on_every_line_is_not_a_class(root, lists, write):
+    """As in JHMDB's lists, for videos of every class."""
     train = write("trainlist01.txt", *(f"{name} 1" for name in NAMES))
     sources = find_sources(str(root))
     annotate(sources, [train], lists[1], None)
     assert [source.label for source in sources] == ["Archery", "Archery", "Bowling", "Bowling"]
 
 
-def test_a_folder_that_is_no_class_is_an_error(root, write):
+def test_a_folder_that_is_not_a_class_raises(root, write):
     with pytest.raises(
-        UserError, match=r"2 videos have a label that .*classInd.txt does not know: Bowling"
+        UserError, match=r"2 videos have a label that is not in .*classInd.txt: Bowling"
     ):
         annotate(find_sources(str(root)), [], write("classInd.txt", "1 Archery"), None)
 
@@ -95,7 +95,7 @@ def test_groups_from_a_table(root, write):
     assert NAMES[3] in notes[0]
 
 
-def test_a_group_in_both_splits_is_a_leak(root, lists, write):
+def test_a_group_in_both_splits_raises(root, lists, write):
     groups = write("groups.tsv", *(f"{name}\tsource" for name in NAMES))
     with pytest.raises(
         UserError, match=r"1 groups are in more than one split.*source \(.*g01.*in test"
@@ -103,7 +103,7 @@ def test_a_group_in_both_splits_is_a_leak(root, lists, write):
         annotate(find_sources(str(root)), lists[0], None, groups)
 
 
-def test_a_video_in_both_splits_is_an_error(root, lists, write):
+def test_a_video_in_both_splits_raises(root, lists, write):
     test = write("testlist01.txt", NAMES[0], NAMES[1])
     with pytest.raises(
         UserError, match=f"1 videos of .*testlist01.* are in another split too: {NAMES[1]}"
@@ -111,35 +111,66 @@ def test_a_video_in_both_splits_is_an_error(root, lists, write):
         annotate(find_sources(str(root)), [lists[0][0], test], None, None)
 
 
-def test_entries_that_are_not_there_are_told(root, write):
+def test_missing_entries_are_noted(root, write):
     train = write("trainlist01.txt", NAMES[0], "Archery/gone.avi 1")
     notes = annotate(find_sources(str(root)), [train], None, None)
     assert notes[0].startswith("1 of 2 entries of ")
     assert "Archery/gone.avi" in notes[0]
-    assert "3 of 4 videos are in none of the split lists" in notes[1]
+    assert "3 of 4 videos have no split in any of the split lists" in notes[1]
 
 
-def test_a_list_of_other_videos_is_an_error(root, write):
+def test_a_list_of_other_videos_raises(root, write):
     train = write("trainlist01.txt", f"videos/{NAMES[0]}")
     with pytest.raises(
-        UserError, match=f"names none of the videos.*videos/{NAMES[0]}.*is ROOT the folder"
+        UserError,
+        match=f"names none of the videos.*videos/{NAMES[0]}.*relative to the folder of videos",
     ):
         annotate(find_sources(str(root)), [train], None, None)
 
 
-def test_files_that_are_no_such_lists_are_errors(root, write, tmp_path):
+def test_malformed_lists_raise(root, write, tmp_path):
     sources = find_sources(str(root))
     with pytest.raises(UserError, match="must start with train, test, val"):
         annotate(sources, [write("fold1.txt", NAMES[0])], None, None)
     with pytest.raises(UserError, match=r"Cannot read the list .*trainlist09\.txt"):
         annotate(sources, [str(tmp_path / "trainlist09.txt")], None, None)
-    with pytest.raises(UserError, match="is not a new class"):
+    with pytest.raises(UserError, match="does not define a new class"):
         read_classes(write("classInd.txt", "Archery 1"))
     with pytest.raises(UserError, match="has no group"):
         annotate(sources, [], None, write("groups.tsv", NAMES[0]))
 
 
-def test_names_without_a_ucf101_group_are_an_error(root):
+def test_names_without_a_ucf101_group_raise(root):
     (root / "Archery" / "mine.avi").touch()
     with pytest.raises(UserError, match=r"1 names have no UCF101 group.*Archery/mine\.avi"):
         annotate(find_sources(str(root)), [], None, "ucf101")
+
+
+def test_a_random_split_covers_every_video_and_mentions_no_lists(root):
+    """Without groups the videos of one source may be in both splits, and nothing else is noted."""
+    sources = find_sources(str(root))
+    notes = annotate(sources, [RANDOM_SPLIT], None, None)
+    assert sorted(source.split or "" for source in sources) == ["test", "train", "train", "train"]
+    assert len(notes) == 1
+    assert "videos of one source may be in both splits" in notes[0]
+
+
+def test_a_random_split_notes_only_groups_that_it_divides(root, write):
+    """Groups of one video each are never divided, so there is nothing to note."""
+    single = find_sources(str(root))
+    assert annotate(single, [RANDOM_SPLIT], None, "ucf101") == []
+    groups = write("groups.tsv", *(f"{name}\tsource" for name in NAMES))
+    shared = find_sources(str(root))
+    notes = annotate(shared, [RANDOM_SPLIT], None, groups)
+    assert len(notes) == 1
+    assert "1 groups are in both splits, which inflates test scores: source." in notes[0]
+    assert [source.split for source in shared] == [source.split for source in single]
+
+
+def test_splits_of_a_table_are_not_reported_missing(root, write):
+    """A table with a split column needs no split lists; without --split, none is mentioned."""
+    table = write("videos.csv", "path,split", *(f"{name},train" for name in NAMES), end="\n")
+    assert annotate(find_sources(str(root), table), [], None, None) == []
+    test = write("testlist01.txt", NAMES[1])
+    table = write("part.csv", "path,split", f"{NAMES[0]},train", f"{NAMES[1]},", end="\n")
+    assert annotate(find_sources(str(root), table), [test], None, None) == []

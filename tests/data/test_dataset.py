@@ -1,4 +1,4 @@
-"""dataset: a sample is a function of (seed, epoch, row), cut from one decode; too short videos are left out."""
+"""dataset: a sample depends on (seed, epoch, row) only and needs one decode; short videos."""
 
 from dataclasses import fields, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ PLAIN = AugmentConfig(
 
 
 def prepared(folder: Path, *paths: Path, splits: tuple[str | None, ...] = ()) -> Path:
-    """A manifest of these files."""
+    """Path of a manifest of these files."""
     rows = []
     for i, path in enumerate(paths):
         rows.append(
@@ -35,14 +35,14 @@ def prepared(folder: Path, *paths: Path, splits: tuple[str | None, ...] = ()) ->
     return folder / "manifest.parquet"
 
 
-def config(manifest: Path, **words) -> DataConfig:
-    plain = {"frames": 4, "fps": 8.0, "size": 32, "targets": 3, "gap": GapConfig(max=0.5)}
-    return DataConfig(str(manifest), **plain | words)
+def config(manifest: Path, **changes) -> DataConfig:
+    defaults = {"frames": 4, "fps": 8.0, "size": 32, "targets": 3, "gap": GapConfig(max=0.5)}
+    return DataConfig(str(manifest), **defaults | changes)
 
 
-def clips(manifest: Path, seed: int = 0, **words) -> PretrainClips:
+def clips(manifest: Path, seed: int = 0, **changes) -> PretrainClips:
     read = read_manifest(manifest)
-    return PretrainClips(read, config(manifest, **words), np.arange(len(read)), seed)
+    return PretrainClips(read, config(manifest, **changes), np.arange(len(read)), seed)
 
 
 def test_a_sample_has_the_documented_shapes(manifest):
@@ -60,7 +60,7 @@ def test_training_sees_no_label():
 
 def test_a_sample_is_a_function_of_seed_epoch_and_row(manifest):
     one, two = clips(manifest), clips(manifest)
-    two[0, 3], two[4, 9]  # what was asked before does not matter
+    two[0, 3], two[4, 9]  # earlier samples have no effect
     again = two[1, 6]
     for a, b in zip(one[1, 6], again, strict=True):
         assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
@@ -68,10 +68,12 @@ def test_a_sample_is_a_function_of_seed_epoch_and_row(manifest):
         assert not torch.equal(other.context, again.context)
         assert not torch.equal(other.gaps, again.gaps)
     subset = PretrainClips(one.manifest, one.config, np.array([2, 6]), 0)[1, 1]
-    assert torch.equal(subset.context, again.context)  # the row counts, not its place in a subset
+    assert torch.equal(
+        subset.context, again.context
+    )  # the row matters, not its position in a subset
 
 
-def test_a_sample_leaves_global_random_state(manifest):
+def test_a_sample_does_not_change_global_random_state(manifest):
     torch.manual_seed(0)
     before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].copy()
     clips(manifest)[0, 0]
@@ -79,45 +81,47 @@ def test_a_sample_leaves_global_random_state(manifest):
     assert (np.random.get_state()[1] == numpy_before).all()
 
 
-def test_context_and_targets_share_their_place(tmp_path):
-    """A still picture: whatever the crop and flip, context and targets are the same, without colour changes."""
-    still = np.repeat(videos.noise(1, 80, 112), 30, axis=0)
-    path = videos.write_video(tmp_path / "still.mp4", still, options={"crf": "1"})
+def test_context_and_targets_share_one_crop(tmp_path):
+    """In a static video context and targets are equal for any crop and flip, without jitter."""
+    static = np.repeat(videos.noise(1, 80, 112), 30, axis=0)
+    path = videos.write_video(tmp_path / "static.mp4", static, options={"crf": "1"})
     manifest = prepared(tmp_path, path)
     augment = AugmentConfig(crop_min_area=0.3, flip_prob=0.5, colour_jitter=0.0, hue_jitter=0.0)
     views = [clips(manifest, augment=augment)[epoch, 0] for epoch in range(6)]
     for sample in views:
-        spread = (sample.targets.float() - sample.context.float()).abs().mean()
-        assert spread < 4  # what the codec leaves of noise
+        difference = (sample.targets.float() - sample.context.float()).abs().mean()
+        assert difference < 4  # of the codec
     apart = (views[0].context.float() - views[1].context.float()).abs().mean()
     assert apart > 20
 
     coloured = clips(manifest, augment=replace(augment, colour_jitter=0.8, hue_jitter=0.5))[0, 0]
     means = torch.cat([coloured.context[None], coloured.targets]).float().mean(dim=(2, 3, 4))
-    assert means.std(dim=0).mean() > 2  # each clip has a palette of its own
+    assert means.std(dim=0).mean() > 2  # each clip has its own palette
 
 
-def test_frames_and_gaps_are_those_of_the_file(tmp_path):
-    """Frames that carry their number, at a variable rate: clips are what was on show, and gaps are true."""
+def test_frames_and_gaps_match_the_file(tmp_path):
+    """Numbered frames at a variable rate: clips have the right frames, and gaps the true times."""
     times = np.cumsum(np.tile([0.05, 0.15, 0.1], 20))[:50]
-    path = videos.write_video(tmp_path / "vfr.mp4", videos.counting(50), timestamps=times)
+    path = videos.write_video(tmp_path / "vfr.mp4", videos.numbered_frames(50), timestamps=times)
     manifest = prepared(tmp_path, path)
-    shown = times - times[0]
+    starts = times - times[0]
     for epoch in range(20):
         sample = clips(manifest, augment=PLAIN, fps=5.0)[epoch, 0]
-        context = videos.number(sample.context.permute(1, 2, 3, 0).numpy())
+        context = videos.frame_numbers(sample.context.permute(1, 2, 3, 0).numpy())
         for target, gap in zip(sample.targets, sample.gaps.tolist(), strict=True):
-            later = videos.number(target.permute(1, 2, 3, 0).numpy())
+            later = videos.frame_numbers(target.permute(1, 2, 3, 0).numpy())
             assert np.diff([*context, *later]).min() >= 0
-            assert np.diff(shown[later]) == pytest.approx(np.full(3, 0.2), abs=0.16)
-            assert gap == pytest.approx(max(shown[later[0]] - shown[context[0]] - 0.8, 0), abs=2e-3)
+            assert np.diff(starts[later]) == pytest.approx(np.full(3, 0.2), abs=0.16)
+            assert gap == pytest.approx(
+                max(starts[later[0]] - starts[context[0]] - 0.8, 0), abs=2e-3
+            )
 
 
 def test_one_sample_is_one_decode(manifest, monkeypatch):
     calls = []
-    whole = Reader._get
+    original = Reader._get
     monkeypatch.setattr(
-        Reader, "_get", lambda self, indices: calls.append(indices) or whole(self, indices)
+        Reader, "_get", lambda self, indices: calls.append(indices) or original(self, indices)
     )
     clips(manifest)[0, 0]
     assert len(calls) == 1
@@ -126,20 +130,21 @@ def test_one_sample_is_one_decode(manifest, monkeypatch):
 
 @pytest.mark.parametrize(("height", "width"), [(96, 54), (54, 96), (63, 47), (33, 121)])
 def test_portrait_and_odd_sizes(tmp_path, height, width):
-    path = videos.write_video(tmp_path / "a.mp4", videos.counting(40, height, width))
+    path = videos.write_video(tmp_path / "a.mp4", videos.numbered_frames(40, height, width))
     manifest = prepared(tmp_path, path)
     assert clips(manifest)[0, 0].context.shape == (3, 4, 32, 32)
     data = config(manifest)
     views, row = EvaluationClips(read_manifest(manifest), data, np.arange(1), 5)[0]
     assert (views.shape, views.dtype, row) == ((5, 3, 4, 32, 32), torch.uint8, 0)
-    first = [videos.number(view.permute(1, 2, 3, 0).numpy())[0] for view in views]
+    first = [videos.frame_numbers(view.permute(1, 2, 3, 0).numpy())[0] for view in views]
     assert first == sorted(first)
     assert (first[0], first[-1]) == (0, 28)  # 40 frames at 24 fps, a clip of half a second
 
 
-def test_too_short_videos_are_left_out_and_counted(tmp_path):
+def test_short_videos_are_dropped_and_counted(tmp_path):
     paths = [
-        videos.write_video(tmp_path / f"{n}.mp4", videos.counting(n)) for n in (40, 5, 24, 23, 12)
+        videos.write_video(tmp_path / f"{n}.mp4", videos.numbered_frames(n))
+        for n in (40, 5, 24, 23, 12)
     ]  # at 24 fps; two clips take one second
     manifest = prepared(tmp_path, *paths)
     rows, short = usable_rows(read_manifest(manifest), config(manifest), clips=2)
@@ -150,8 +155,10 @@ def test_too_short_videos_are_left_out_and_counted(tmp_path):
         usable_rows(read_manifest(manifest), config(manifest, frames=40), clips=2)
 
 
-def test_one_split_alone(tmp_path):
-    paths = [videos.write_video(tmp_path / f"{n}.mp4", videos.counting(40)) for n in range(3)]
+def test_pretraining_on_one_split(tmp_path):
+    paths = [
+        videos.write_video(tmp_path / f"{n}.mp4", videos.numbered_frames(40)) for n in range(3)
+    ]
     manifest = prepared(tmp_path, *paths, splits=("train", "test", "train"))
     rows, short = usable_rows(read_manifest(manifest), config(manifest, split="train"), clips=2)
     assert (rows.tolist(), short) == ([0, 2], 0)
@@ -159,8 +166,8 @@ def test_one_split_alone(tmp_path):
         usable_rows(read_manifest(manifest), config(manifest, split="valid"), clips=2)
 
 
-def test_a_video_that_vanished_is_named(tmp_path):
-    path = videos.write_video(tmp_path / "gone.mp4", videos.counting(40))
+def test_a_missing_video_raises_an_error_with_its_name(tmp_path):
+    path = videos.write_video(tmp_path / "gone.mp4", videos.numbered_frames(40))
     manifest = prepared(tmp_path, path)
     path.unlink()
     with pytest.raises(
@@ -171,7 +178,7 @@ def test_a_video_that_vanished_is_named(tmp_path):
         EvaluationClips(read_manifest(manifest), config(manifest), np.arange(1), 2)[0]
 
 
-@pytest.mark.parametrize("words", [{"frames": 0}, {"size": 0}, {"targets": 0}, {"fps": 0.0}])
-def test_settings_outside_are_refused(words):
-    with pytest.raises(UserError, match=f"data:.*{next(iter(words))}="):
-        DataConfig("x", **words)
+@pytest.mark.parametrize("settings", [{"frames": 0}, {"size": 0}, {"targets": 0}, {"fps": 0.0}])
+def test_settings_out_of_range_raise(settings):
+    with pytest.raises(UserError, match=f"data:.*{next(iter(settings))}="):
+        DataConfig("x", **settings)

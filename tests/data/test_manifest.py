@@ -1,4 +1,4 @@
-"""manifest: what is written is read; training reads no annotation; mistakes are named."""
+"""manifest: rows are read back as written; training reads no annotation; errors name the file."""
 
 import dataclasses
 import pickle
@@ -37,7 +37,7 @@ def rows(n=3):
     ]
 
 
-def test_videos_come_back(tmp_path):
+def test_videos_are_read_back(tmp_path):
     path = tmp_path / "manifest.parquet"
     member = dataclasses.replace(rows()[0], uri="/data/shard.tar", offset=512, size=2048)
     remote = dataclasses.replace(rows()[0], uri="s3://bucket/a.mp4")
@@ -53,29 +53,29 @@ def test_videos_come_back(tmp_path):
         manifest[-1]
 
 
-def test_relative_uris_count_from_the_manifest_wherever_it_is(tmp_path):
+def test_relative_uris_are_relative_to_the_manifest(tmp_path):
     write_manifest(tmp_path / "manifest.parquet", rows())
     with fsspec.open("memory://set/manifest.parquet", "wb") as file:
         file.write((tmp_path / "manifest.parquet").read_bytes())
     assert read_manifest("memory://set/manifest.parquet")[1].uri == "memory://set/a/1.mp4"
 
 
-def test_training_holds_no_annotation(tmp_path):
+def test_training_loads_no_annotation(tmp_path):
     path = tmp_path / "manifest.parquet"
     write_manifest(path, rows())
     manifest = read_manifest(path)
     assert not {"label", "group", "split"} & {
         field.name for field in dataclasses.fields(manifest[0])
     }
-    for secret in (b"run", b"g1", b"train"):
-        assert secret not in pickle.dumps(manifest._table)
+    for annotation in (b"run", b"g1", b"train"):
+        assert annotation not in pickle.dumps(manifest._table)
     with pytest.raises(KeyError):
         manifest.column("label")
     assert read_annotations(path) == (["run"] * 3, ["g0", "g1", "g2"], ["train"] * 3)
 
 
-def test_digest_names_the_content(tmp_path):
-    """It changes with anything that training sees, and not with place, chunks or annotations."""
+def test_the_digest_identifies_the_content(tmp_path):
+    """It changes with anything that training reads, not with path, chunks or annotations."""
 
     def digest(content, name="manifest.parquet", **options):
         write_manifest(tmp_path / name, content)
@@ -110,7 +110,7 @@ def test_the_same_rows_give_the_same_file(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
-def test_a_failed_write_leaves_the_old_file(tmp_path):
+def test_a_failed_write_keeps_the_old_file(tmp_path):
     path = tmp_path / "manifest.parquet"
     write_manifest(path, rows())
     before = path.read_bytes()
@@ -120,7 +120,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["manifest.parquet"]
 
 
-def test_a_missing_manifest_says_how_to_make_one(tmp_path):
+def test_the_error_for_a_missing_manifest_has_the_remedy(tmp_path):
     with pytest.raises(UserError, match=r"no manifest at .*none.parquet.*mofore prepare"):
         read_manifest(tmp_path / "none.parquet")
 
@@ -145,7 +145,7 @@ def test_other_files_are_not_manifests(tmp_path):
     pq.write_table(table.slice(0, 0), tmp_path / "e.parquet")
     with pytest.raises(UserError, match="lists no video"):
         read_manifest(tmp_path / "e.parquet")
-    names = table.schema.get_field_index("fps")
-    pq.write_table(table.set_column(names, "fps", [["fast"] * 3]), tmp_path / "f.parquet")
-    with pytest.raises(UserError, match="another type"):
+    column = table.schema.get_field_index("fps")
+    pq.write_table(table.set_column(column, "fps", [["fast"] * 3]), tmp_path / "f.parquet")
+    with pytest.raises(UserError, match="wrong type"):
         read_manifest(tmp_path / "f.parquet")

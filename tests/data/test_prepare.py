@@ -1,15 +1,10 @@
-"""prepare: a folder or a list becomes a manifest, and what does not decode is listed with its reason."""
+"""prepare: a folder or a list becomes a manifest; refused videos are listed with the reason."""
 
 import csv
 import hashlib
 import multiprocessing
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import threading
-import time
 
 import pyarrow.parquet as pq
 import pytest
@@ -21,27 +16,11 @@ from tests import videos
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory):
-    """A small whole video, to be copied."""
-    return videos.write_video(
-        tmp_path_factory.mktemp("one") / "one.mp4", videos.counting(8, 32, 32)
-    )
-
-
-def place(one, root, *names):
-    """Copies that differ in their last byte: none is a copy of another."""
-    for index, name in enumerate(names):
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(one.read_bytes() + bytes([index]))
-
-
-@pytest.fixture(scope="module")
-def mixed(one, tmp_path_factory):
-    """(root, out, Prepared) of a folder with one of everything that goes wrong, among good files."""
+def mixed(short_video, tmp_path_factory):
+    """(root, out, Prepared) of a folder of valid videos and one of each kind of invalid file."""
     root, out = tmp_path_factory.mktemp("videos"), tmp_path_factory.mktemp("out")
-    place(
-        one,
+    videos.write_copies(
+        short_video,
         root,
         "run/b one (1)!.mp4",
         "run/deep/er/a@2.mp4",
@@ -52,17 +31,17 @@ def mixed(one, tmp_path_factory):
     (root / "run" / "notes.txt").write_text("not a video")
     videos.empty(root / "bad" / "empty.mp4")
     videos.zero_frames(root / "bad" / "zero.avi")
-    videos.truncated(root / "bad" / "cut.avi")
+    videos.truncated(root / "bad" / "truncated.avi")
     videos.audio_only(root / "bad" / "sound.mp4")
     videos.garbage(root / "bad" / "noise.mp4")
     videos.one_frame(root / "bad" / "one.mp4")
-    os.mkfifo(root / "bad" / "hangs.mp4")  # opening it never comes back
+    os.mkfifo(root / "bad" / "hangs.mp4")  # opening it blocks forever
     (root / "link").symlink_to(root / "run" / "deep")
     (root / "run" / "up").symlink_to(root)  # a loop
     return root, out, prepare(root, out, workers=2, timeout=3)
 
 
-def test_rows_of_what_decodes(mixed):
+def test_decodable_videos_become_rows(mixed):
     root, out, prepared = mixed
     manifest = read_manifest(prepared.manifest)
     uris = [video.uri for video in manifest]
@@ -97,26 +76,26 @@ def test_refused_files_are_listed_with_their_reasons(mixed):
     reasons = {os.path.relpath(line["uri"], root): line["reason"] for line in lines}
     assert list(reasons) == sorted(reasons)
     assert {name: reason.split(":")[0] for name, reason in reasons.items()} == {
-        "bad/cut.avi": "truncated",
         "bad/empty.mp4": "empty file",
         "bad/hangs.mp4": "timed out after 3 s",
         "bad/noise.mp4": "not a video or damaged",
         "bad/one.mp4": "one frame",
         "bad/sound.mp4": "no video stream (audio only)",
+        "bad/truncated.avi": "truncated",
         "bad/zero.avi": "zero frames",
     }
 
 
-def test_nothing_is_left_behind(mixed):
+def test_no_other_file_or_process_remains(mixed):
     _, out, _ = mixed
     assert sorted(os.listdir(out)) == ["manifest.parquet", "refused.csv"]
     assert not multiprocessing.active_children()
 
 
-def test_again_gives_the_same_and_moves_with_its_videos(one, tmp_path):
-    """Videos below OUT have relative uris: the folder as a whole can go elsewhere."""
+def test_it_is_reproducible_and_moves_with_its_videos(short_video, tmp_path):
+    """Videos below OUT have relative uris, so the whole folder can be moved."""
     data = tmp_path / "data"
-    place(one, data, "videos/a/1.mp4", "videos/b/2.mp4")
+    videos.write_copies(short_video, data, "videos/a/1.mp4", "videos/b/2.mp4")
     first = prepare(data / "videos", data, workers=2)
     content, digest = (data / "manifest.parquet").read_bytes(), read_manifest(first.manifest).digest
     assert [video.uri for video in read_manifest(first.manifest)] == [
@@ -131,10 +110,10 @@ def test_again_gives_the_same_and_moves_with_its_videos(one, tmp_path):
     assert manifest.digest == digest
 
 
-def test_a_csv_names_members_labels_and_more(one, tmp_path):
-    data = one.read_bytes()
+def test_a_csv_with_members_labels_groups_and_splits(short_video, tmp_path):
+    data = short_video.read_bytes()
     root = tmp_path / "videos"
-    place(one, root, "x, y.mp4")
+    videos.write_copies(short_video, root, "x, y.mp4")
     (root / "shard.bin").write_bytes(data + data[:-1] + b"!")
     listing = tmp_path / "list.csv"
     listing.write_text(
@@ -159,84 +138,34 @@ def test_a_csv_names_members_labels_and_more(one, tmp_path):
     assert prepared.refused == ((str(root / "gone.mp4"), "no such file"),)
 
 
-def test_copies_in_two_splits_are_told(one, tmp_path):
+def test_duplicates_in_two_splits_are_noted(short_video, tmp_path):
     for name in ("a/1.mp4", "a/2.mp4"):
         (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(one, tmp_path / "videos" / name)
+        shutil.copy(short_video, tmp_path / "videos" / name)
     (tmp_path / "list.csv").write_text("path,split\na/1.mp4,train\na/2.mp4,test\n")
     prepared = prepare(
         tmp_path / "videos", tmp_path / "out", listing=str(tmp_path / "list.csv"), workers=1
     )
-    assert "1 videos are copies" in prepared.notes[0]
-    assert "1 copies are in another split" in prepared.notes[1]
+    assert "1 videos are duplicates" in prepared.notes[0]
+    assert "1 duplicates are in another split" in prepared.notes[1]
 
 
-def test_a_name_that_is_not_utf8_is_refused(one, tmp_path):
-    """Parquet holds text; such a name, of an old disk, is none."""
+def test_a_random_split_has_no_note_about_lists(short_video, tmp_path):
+    videos.write_copies(short_video, tmp_path / "videos", *(f"a/{i}.mp4" for i in range(5)))
+    prepared = prepare(tmp_path / "videos", tmp_path / "out", splits=["random-80-20"], workers=1)
+    assert sorted(read_annotations(prepared.manifest).splits) == ["test", *["train"] * 4]
+    assert len(prepared.notes) == 1
+    assert "list" not in prepared.notes[0]
+
+
+def test_a_name_that_is_not_utf8_is_refused(short_video, tmp_path):
+    """Parquet stores text, and such a file name is not text."""
     root = tmp_path / "videos"
-    place(one, root, "a.mp4", os.fsdecode(b"caf\xe9.mp4"))
+    videos.write_copies(short_video, root, "a.mp4", os.fsdecode(b"caf\xe9.mp4"))
     prepared = prepare(root, tmp_path / "out", workers=1)
     assert prepared.videos == 1
     content = (tmp_path / "out" / "refused.csv").read_text()
     assert "caf\\udce9.mp4,the file name is not UTF-8: rename the file" in content
-
-
-def test_a_dead_worker_costs_one_file(one, tmp_path):
-    root = tmp_path / "videos"
-    place(one, root, "b.mp4")
-    os.mkfifo(root / "a.mp4")
-
-    def kill():
-        descriptor = reader_of(root / "a.mp4")
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        time.sleep(0.5)
-        os.close(descriptor)
-
-    killer = threading.Thread(target=kill)
-    killer.start()
-    prepared = prepare(root, tmp_path / "out", workers=1)
-    killer.join()
-    assert prepared.videos == 1
-    assert [reason for _, reason in prepared.refused] == ["worker died (exit code -9)"]
-
-
-def reader_of(fifo, patience=60):
-    """Waits until somebody reads the fifo, and keeps them waiting: a descriptor to close."""
-    for _ in range(patience * 50):
-        try:
-            return os.open(fifo, os.O_WRONLY | os.O_NONBLOCK)
-        except OSError:
-            time.sleep(0.02)
-    raise AssertionError(f"nobody opened {fifo}")
-
-
-def test_ctrl_c_leaves_no_file_and_no_worker(one, tmp_path):
-    root = tmp_path / "videos"
-    place(one, root, "b.mp4")
-    os.mkfifo(root / "a.mp4")
-    code = (
-        # A test runner in the background ignores the signal, and so would its children.
-        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-        "from mofore.data.prepare import prepare\n"
-        f"prepare({str(root)!r}, {str(tmp_path / 'out')!r}, workers=2)"
-    )
-    child = subprocess.Popen(
-        [sys.executable, "-c", code], start_new_session=True, stderr=subprocess.PIPE
-    )
-    descriptor = reader_of(root / "a.mp4")
-    os.killpg(child.pid, signal.SIGINT)
-    assert b"KeyboardInterrupt" in child.communicate(timeout=30)[1]
-    os.close(descriptor)
-    assert not (tmp_path / "out").exists()
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        try:
-            os.killpg(child.pid, 0)
-        except ProcessLookupError:
-            return
-        time.sleep(0.1)
-    pytest.fail("a worker lives on")
 
 
 @pytest.mark.parametrize(
@@ -244,7 +173,7 @@ def test_ctrl_c_leaves_no_file_and_no_worker(one, tmp_path):
     [
         (lambda root: None, "does not exist"),
         (lambda root: root.touch(), "is not a folder"),
-        (lambda root: root.mkdir(), "no video in .* Looked for files ending in .mp4"),
+        (lambda root: root.mkdir(), "no video in .* Supported file names end in .mp4"),
         (
             lambda root: videos.garbage(root / "a.mp4"),
             "None of the 1 videos .* not a video or damaged",
@@ -258,8 +187,8 @@ def test_nothing_is_written_without_a_video(tmp_path, make, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_bad_arguments_are_named_before_the_scan(one, tmp_path):
-    place(one, tmp_path / "videos", "a.mp4")
+def test_bad_arguments_raise_before_decoding(short_video, tmp_path):
+    videos.write_copies(short_video, tmp_path / "videos", "a.mp4")
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="is not a folder"):
         prepare(tmp_path / "videos", tmp_path / "file" / "out")

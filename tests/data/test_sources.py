@@ -1,4 +1,4 @@
-"""sources: folders and lists become videos, sorted, with their labels. Nothing is decoded here."""
+"""sources: videos of folders and lists, sorted, with their labels. Nothing is decoded."""
 
 import os
 
@@ -33,7 +33,7 @@ def test_lines_of_lists(line, path, label):
     assert split_line(line) == {"path": path, "label": label}
 
 
-def test_a_list_counts_from_root_or_from_itself(root, tmp_path):
+def test_entries_are_relative_to_the_root_or_the_list(root, tmp_path):
     (tmp_path / "near.mp4").touch()
     listing = tmp_path / "list.txt"
     listing.write_text("jump/b.avi\nnear.mp4 fly\n\ngone.mp4\ns3://bucket/a.mp4\n")
@@ -48,15 +48,15 @@ def test_a_list_counts_from_root_or_from_itself(root, tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("list.csv", "a,b\n1,2\n", r"no column uri or path; its first line reads 'a,b'"),
+        ("list.csv", "a,b\n1,2\n", r"no column uri or path; its first line is 'a,b'"),
         ("list.csv", "path,label\n,run\n", "line 2: the column path is empty"),
         ("list.tsv", "path\toffset\tsize\na.bin\t5\t\n", "a.bin needs offset and size"),
-        ("list.txt", "jump/b.avi\njump/b.avi 1\n", "names jump/b.avi twice"),
+        ("list.txt", "jump/b.avi\njump/b.avi 1\n", "lists jump/b.avi twice"),
         ("list.txt", "\n", "There is no video in .*list.txt"),
         ("list.txt", b"\xff\xfe\x00", "not a text file in UTF-8"),
     ],
 )
-def test_mistakes_in_lists_are_named(root, tmp_path, name, content, message):
+def test_errors_in_lists_name_the_line(root, tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=message):
         find_sources(str(root), str(tmp_path / name))

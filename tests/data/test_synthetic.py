@@ -1,4 +1,4 @@
-"""The small videos are drawn in one thread, so that the number of cores changes no pixel."""
+"""synthetic: videos are rendered in one thread, so that pixels do not depend on the cores."""
 
 from pathlib import Path
 
@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 from mofore.data import synthetic
 
 
-def test_drawn_in_one_thread(tmp_path: Path) -> None:
+def test_videos_are_rendered_in_one_thread(tmp_path: Path) -> None:
     seen = []
 
-    def draw(*words: int) -> NDArray[np.uint8]:
+    def draw(*arguments: int) -> NDArray[np.uint8]:
         seen.append(torch.get_num_threads())
-        return synthetic.motion_video(*words)  # type: ignore[arg-type]
+        return synthetic.motion_video(*arguments)  # type: ignore[arg-type]
 
     before = torch.get_num_threads()
     torch.set_num_threads(2)

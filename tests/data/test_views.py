@@ -1,4 +1,6 @@
-"""views: squares inside the frame, one for a whole sample; colour for each clip alone."""
+"""views: crops lie inside the frame; colour and static noise are constant over a clip."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -27,28 +29,25 @@ def ramp(height: int, width: int, frames: int = 2) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("height", "width"), [(120, 160), (160, 90), (63, 47), (41, 41)])
-def test_crops_lie_inside_and_cover_their_share(height, width):
+def test_crops_lie_inside_and_have_the_right_area(height, width):
     sides, corners = [], set()
     for seed in range(300):
-        place = draw_crop(
-            np.random.default_rng(seed), height, width, AugmentConfig(crop_min_area=0.4)
-        )
-        assert 0 <= place.top <= height - place.side
-        assert 0 <= place.left <= width - place.side
-        sides.append(place.side)
-        corners.add((place.top, place.left))
+        rng = np.random.default_rng(seed)
+        crop = draw_crop(rng, height, width, AugmentConfig(crop_min_area=0.4))
+        assert 0 <= crop.top <= height - crop.side
+        assert 0 <= crop.left <= width - crop.side
+        sides.append(crop.side)
+        corners.add((crop.top, crop.left))
     largest = min(height, width)
     assert min(sides) == pytest.approx(largest * 0.4**0.5, abs=1.5)
     assert max(sides) == pytest.approx(largest, abs=1.5)
     assert len(corners) > 100
-    assert crop_and_resize(ramp(height, width), place, 32).shape == (2, 3, 32, 32)
+    assert crop_and_resize(ramp(height, width), crop, 32).shape == (2, 3, 32, 32)
 
 
-def test_a_whole_crop_is_the_centre():
-    place = draw_crop(
-        np.random.default_rng(0), 40, 100, AugmentConfig(crop_min_area=1.0, flip_prob=0.0)
-    )
-    assert place == Crop(0, 30, 40, False)
+def test_the_largest_crop_is_the_centre():
+    augment = AugmentConfig(crop_min_area=1.0, flip_prob=0.0)
+    assert draw_crop(np.random.default_rng(0), 40, 100, augment) == Crop(0, 30, 40, False)
     view = centre_view(ramp(40, 100), 40)
     assert view.shape == (3, 2, 40, 40)
     assert view[0, 0, 0].tolist() == list(range(30, 70))
@@ -57,28 +56,28 @@ def test_a_whole_crop_is_the_centre():
 
 
 @pytest.mark.parametrize(
-    ("flip", "mirrored"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})]
+    ("flip_prob", "flipped"), [(0.0, {False}), (0.5, {False, True}), (1.0, {True})]
 )
-def test_flips(flip, mirrored):
-    for crop in (0.5, 1.0):
-        augment = AugmentConfig(crop_min_area=crop, flip_prob=flip)
-        places = [draw_crop(np.random.default_rng(seed), 40, 40, augment) for seed in range(50)]
-        assert {place.mirrored for place in places} == mirrored
+def test_flips(flip_prob, flipped):
+    for area in (0.5, 1.0):
+        augment = AugmentConfig(crop_min_area=area, flip_prob=flip_prob)
+        crops = [draw_crop(np.random.default_rng(seed), 40, 40, augment) for seed in range(50)]
+        assert {crop.flipped for crop in crops} == flipped
     plain, turned = (
         crop_and_resize(ramp(40, 40), Crop(0, 0, 40, side), 40) for side in (False, True)
     )
     assert torch.equal(turned, plain.flip(-1))
 
 
-def test_cut_is_the_square_itself_where_nothing_is_resized():
+def test_a_crop_of_the_output_size_is_not_resampled():
     frames = ramp(50, 60)
     view = crop_and_resize(frames, Crop(3, 5, 32, False), 32)
     assert view.dtype == torch.uint8
     assert torch.equal(view, torch.from_numpy(frames[:, 3:35, 5:37]).permute(0, 3, 1, 2))
 
 
-def test_resizing_averages_instead_of_skipping():
-    """Fine stripes become grey, not stripes of another width."""
+def test_resizing_is_antialiased():
+    """Fine stripes become grey, not wider stripes."""
     stripes = np.zeros((1, 64, 64, 3), np.uint8)
     stripes[:, :, ::2] = 200
     view = crop_and_resize(stripes, Crop(0, 0, 64, False), 16).float()[:, :, :, 2:-2]
@@ -92,26 +91,26 @@ def clip() -> torch.Tensor:
     )
 
 
-def test_no_colour_change_is_none():
+def test_zero_jitter_changes_nothing():
     assert torch.equal(
         jitter_colour(np.random.default_rng(0), clip(), PLAIN), clip().transpose(0, 1)
     )
 
 
-@pytest.mark.parametrize("change", [{"colour": 0.4}, {"hue": 0.3}])
-def test_colour_is_one_change_for_all_frames(change):
-    augment = AugmentConfig(**{"crop": 1.0, "flip": 0.0, "colour": 0.0, "hue": 0.0} | change)
-    still = clip()[:1].expand(4, -1, -1, -1)
-    seen = jitter_colour(np.random.default_rng(1), still, augment)
+@pytest.mark.parametrize("change", [{"colour_jitter": 0.4}, {"hue_jitter": 0.3}])
+def test_colour_jitter_is_equal_for_all_frames(change):
+    augment = replace(PLAIN, **change)
+    static = clip()[:1].expand(4, -1, -1, -1)
+    seen = jitter_colour(np.random.default_rng(1), static, augment)
     assert (seen.dtype, seen.shape) == (torch.uint8, (3, 4, 24, 24))
     frames = seen.transpose(0, 1)
-    assert not torch.equal(frames, still)
+    assert not torch.equal(frames, static)
     assert all(torch.equal(frame, frames[0]) for frame in frames)
-    other = jitter_colour(np.random.default_rng(2), still, augment)
+    other = jitter_colour(np.random.default_rng(2), static, augment)
     assert not torch.equal(seen, other)
 
 
-def test_grey_has_no_colour_left():
+def test_greyscale_has_no_colour():
     seen = jitter_colour(
         np.random.default_rng(0),
         clip(),
@@ -120,31 +119,31 @@ def test_grey_has_no_colour_left():
     assert (seen.amax(dim=0) - seen.amin(dim=0)).max() <= 1
 
 
-def test_a_still_picture_moves_nothing():
-    """One picture over all frames: differences of frames shrink by one factor, and only they are left of the clip."""
+def test_static_noise_adds_no_motion():
+    """One image over all frames: frame differences shrink by one factor and change no further."""
     augment = AugmentConfig(
         crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, static_noise=0.6
     )
     seen = jitter_colour(np.random.default_rng(3), clip(), augment)
     before, after = (c[:, 1:].float() - c[:, :-1].float() for c in (clip().transpose(0, 1), seen))
-    share = float((before * after).sum() / before.square().sum())
-    assert 0.4 <= share < 1
-    assert (after - share * before).abs().max() <= 1.01  # rounding
+    scale = float((before * after).sum() / before.square().sum())
+    assert 0.4 <= scale < 1
+    assert (after - scale * before).abs().max() <= 1.01  # rounding
     assert not torch.equal(jitter_colour(np.random.default_rng(4), clip(), augment), seen)
 
 
 @pytest.mark.parametrize(
-    ("words", "key"),
+    ("key", "value"),
     [
-        ({"crop": 0.0}, "crop"),
-        ({"crop": 1.5}, "crop"),
-        ({"flip": 2.0}, "flip"),
-        ({"grey": -1.0}, "grey"),
-        ({"colour": 1.0}, "colour"),
-        ({"hue": 0.6}, "hue"),
-        ({"still": 1.0}, "still"),
+        ("crop_min_area", 0.0),
+        ("crop_min_area", 1.5),
+        ("flip_prob", 2.0),
+        ("greyscale_prob", -1.0),
+        ("colour_jitter", 1.0),
+        ("hue_jitter", 0.6),
+        ("static_noise", 1.0),
     ],
 )
-def test_shares_outside_are_refused(words, key):
+def test_values_out_of_range_raise(key, value):
     with pytest.raises(UserError, match=f"data.augment.*{key}"):
-        AugmentConfig(**words)
+        AugmentConfig(**{key: value})

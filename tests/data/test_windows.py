@@ -1,4 +1,4 @@
-"""windows: gaps obey their law and the room, and no frame wraps, repeats or lies past the end."""
+"""windows: gaps follow their distribution and fit; frame indices never wrap or pass the end."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_uniform_gaps_fill_their_range():
 
 
 def test_log_uniform_gaps_are_uniform_in_their_logarithm():
-    """As many between 0.1 and 1 as between 1 and 10."""
+    """As many gaps between 0.1 and 1 s as between 1 and 10 s."""
     gaps = draws(GapConfig(GapDistribution.log_uniform, 0.1, 10), room=20)
     assert 0.1 <= gaps.min() <= gaps.max() <= 10
     share, _ = np.histogram(np.log10(gaps), bins=4, range=(-1, 1))
@@ -53,7 +53,7 @@ def test_fixed_gaps_are_the_largest():
     ],
 )
 def test_gaps_shrink_to_the_room(distribution, room, low, high):
-    """[min, room] where the range does not fit; the room itself where not even min does, down to 0."""
+    """[min, room] if room < max; the room itself if room < min, down to 0."""
     gaps = draws(GapConfig(distribution, 0.5, 2.0), room)
     assert gaps.min() >= low
     assert gaps.max() <= high
@@ -65,7 +65,7 @@ def test_gaps_shrink_to_the_room(distribution, room, low, high):
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1), (2, 1)])
-def test_a_range_that_is_none_is_refused(low, high):
+def test_an_invalid_range_raises(low, high):
     with pytest.raises(UserError, match="data.gap"):
         GapConfig(GapDistribution.uniform, low, high)
 
@@ -77,7 +77,7 @@ def test_log_uniform_needs_a_smallest_gap():
 
 @pytest.mark.parametrize("distribution", list(GapDistribution))
 def test_windows_lie_in_the_video_in_order(distribution):
-    """Of 100 frames at 25 fps, clips of 8 at 12.5 fps: every second frame, each once, context before targets."""
+    """Clips of 8 at 12.5 fps from 25 fps: every second frame, once; context before targets."""
     for seed in range(300):
         rng = np.random.default_rng(seed)
         windows = draw_windows(rng, CONSTANT, 4.0, 8, 12.5, 3, GapConfig(distribution, 0.1, 5.0))
@@ -89,7 +89,7 @@ def test_windows_lie_in_the_video_in_order(distribution):
         assert (windows.targets[:, 0] > windows.context[-1]).all()
 
 
-def test_a_gap_is_the_time_between_the_frames_shown():
+def test_gaps_are_measured_between_the_sampled_frames():
     for seed in range(100):
         windows = draw_windows(
             np.random.default_rng(seed), CONSTANT, 4.0, 8, 12.5, 2, GapConfig(max=2.0)
@@ -112,7 +112,7 @@ def test_windows_start_anywhere_and_reach_both_ends():
 
 
 def test_no_room_left_means_target_follows_context():
-    """Exactly two clips long: the only place is the whole video."""
+    """A video of exactly two clips has one possible context and target."""
     windows = draw_windows(
         np.random.default_rng(0), CONSTANT[:16], 0.64, 8, 25.0, 2, GapConfig(min=0.5)
     )
@@ -122,7 +122,7 @@ def test_no_room_left_means_target_follows_context():
 
 
 def test_a_variable_frame_rate_is_sampled_at_its_times():
-    """Frames 33 and 200 ms apart: the frame on show at each moment, not every n-th."""
+    """Frames 33 and 200 ms apart: the frame shown at each time, not every n-th frame."""
     steps = np.tile([0.033, 0.2], 40)
     times = np.concatenate([[0], np.cumsum(steps)[:-1]])
     duration = float(steps.sum())
@@ -131,29 +131,29 @@ def test_a_variable_frame_rate_is_sampled_at_its_times():
             np.random.default_rng(seed), times, duration, 6, 4.0, 2, GapConfig(max=1.0)
         )
         for clip in [windows.context, *windows.targets]:
-            moments = times[clip[0]] + np.arange(6) / 4
-            lag = moments - times[clip]  # the clip began on its first frame or up to 0.2 s later
+            sampled = times[clip[0]] + np.arange(6) / 4
+            lag = sampled - times[clip]  # the clip began on its first frame or up to 0.2 s later
             assert (lag > -0.2 - 1e-3).all()
             assert (lag < 0.2 + 1e-3).all()
             assert (np.diff(clip) >= 1).all()
-        shown = times[windows.targets[:, 0]] - times[windows.context[0]] - 6 / 4
-        assert windows.gaps == pytest.approx(np.maximum(shown, 0), abs=1e-6)
+        measured = times[windows.targets[:, 0]] - times[windows.context[0]] - 6 / 4
+        assert windows.gaps == pytest.approx(np.maximum(measured, 0), abs=1e-6)
 
 
-def test_fewer_frames_a_second_than_asked_repeat():
+def test_frames_repeat_if_the_video_has_a_lower_rate():
     slow = np.arange(20) / 5
     windows = draw_windows(np.random.default_rng(0), slow, 4.0, 8, 10.0, 1, GapConfig(max=1.0))
     assert set(np.diff(windows.context)) == {0, 1}
 
 
-def test_fits_allows_for_rounded_times():
+def test_clips_fit_tolerates_rounded_times():
     assert clips_fit(1.0, 4, 8.0, 2)
     assert clips_fit(1.0 - 5e-5, 4, 8.0, 2)
     assert not clips_fit(0.99, 4, 8.0, 2)
     assert clips_fit(0.99, 4, 8.0, 1)
 
 
-def test_evaluation_clips_spread_from_start_to_end():
+def test_evenly_spaced_clips_reach_start_and_end():
     clips = evenly_spaced_clips(CONSTANT, 4.0, 3, 10, 12.5)
     assert clips[:, 0].tolist() == [0, 40, 80]
     assert clips[-1, -1] == 98

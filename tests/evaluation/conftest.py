@@ -1,4 +1,4 @@
-"""Features without videos, for the evaluators: Gaussian classes, groups of a few videos each."""
+"""Synthetic features for the evaluators: Gaussian classes, source groups of a few videos each."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ def make_features() -> Callable[..., Features]:
         noise: float = 0.3,
         seed: int = 0,
     ) -> Features:
-        """`groups` groups a class, `videos` videos a group; every third group of a class is test."""
+        """`groups` per class, `videos` per group; every third group of a class is test."""
         rng = np.random.default_rng(seed)
         label, group, _ = (
             part.ravel()
@@ -41,6 +41,7 @@ def make_features() -> Callable[..., Features]:
             np.array([f"class {i}" for i in label]),
             np.array([f"{i} {j}" for i, j in zip(label, group, strict=True)]),
             np.where(group % 3 == 0, "test", "train"),
+            np.array([f"{i}.mp4" for i in range(len(label))]),
         )
 
     return make

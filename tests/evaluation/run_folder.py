@@ -1,7 +1,8 @@
-"""A whole run folder for tests of the report: real video files, embeddings computed from them, real intervals."""
+"""A run folder for tests of the report: real videos, embeddings of them, real intervals."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,14 @@ from PIL import Image
 
 from mofore.data.decode import open_video, read_frames
 from mofore.data.manifest import Row, read_manifest, write_manifest
-from mofore.evaluation.features import nearest, unit
-from mofore.evaluation.intervals import Bootstrap
+from mofore.evaluation.features import (
+    Features,
+    l2_normalise,
+    nearest_neighbours,
+    save_features,
+)
+from mofore.evaluation.forecasting import NO_FORECASTER
+from mofore.evaluation.intervals import Bootstrap, Result, missing
 from tests.videos import write_video
 
 CLASSES = (
@@ -28,9 +35,9 @@ CLASSES = (
 def moving(
     label: str, seed: int, frames: int = 20, height: int = 72, width: int = 96
 ) -> np.ndarray:
-    """A bright disc on a coloured ground, moved as the class says. u8 [n, H, W, 3]."""
+    """A bright disc on a coloured background that moves as the class says. u8 [n, H, W, 3]."""
     rng = np.random.default_rng(seed)
-    ground, disc = rng.integers(20, 110, 3), rng.integers(150, 255, 3)
+    background, disc = rng.integers(20, 110, 3), rng.integers(150, 255, 3)
     rows, columns = np.mgrid[:height, :width]
     video = np.empty((frames, height, width, 3), np.uint8)
     for i, t in enumerate(np.linspace(0, 1, frames)):
@@ -42,12 +49,12 @@ def moving(
         y = {"fall": 0.1 + 0.8 * t, "rise": 0.9 - 0.8 * t}.get(label, 0.5)
         radius = height * (0.05 + 0.3 * t if label == "grow" else 0.15)
         inside = (rows - y * height) ** 2 + (columns - x * width) ** 2 < radius**2
-        video[i] = np.where(inside[..., None], disc, ground)
+        video[i] = np.where(inside[..., None], disc, background)
     return video
 
 
 def make_videos(folder: Path, groups: int = 4, labelled: bool = True) -> list[Row]:
-    """Two videos a class and source group; the last quarter of the groups is the test part."""
+    """Two videos per class and source group; the last quarter of the groups is test."""
     rows = []
     for group in range(groups):
         for number, label in enumerate(CLASSES * 2):
@@ -68,7 +75,7 @@ def make_videos(folder: Path, groups: int = 4, labelled: bool = True) -> list[Ro
 def make_run(
     folder: Path, manifest: Path, rows: Sequence[Row], evaluated: bool = True, steps: int = 300
 ) -> Path:
-    """config.yaml, environment.json and metrics.jsonl, and with `evaluated` what an evaluation leaves."""
+    """config.yaml, environment.json, metrics.jsonl and, if `evaluated`, the evaluation folder."""
     write_manifest(manifest, rows)
     (folder / "evaluation").mkdir(parents=True, exist_ok=True)
     config = {
@@ -94,7 +101,7 @@ def make_run(
 
 
 def curves(steps: int) -> list[dict[str, float]]:
-    """What training logs, in its usual shape."""
+    """Metrics with the shape of a usual training."""
     rng = np.random.default_rng(0)
     lines = []
     for step in range(1, steps + 1):
@@ -122,7 +129,7 @@ def curves(steps: int) -> list[dict[str, float]]:
             "data_wait_fraction": float(rng.uniform(0, 0.1)),
             "mean_gap": 0.8,
         }
-        if step % 20 == 0:  # the watch for collapse looks now and then
+        if step % 20 == 0:  # the collapse monitor runs every 20 steps
             line |= {
                 "monitor_effective_rank": 5 + 9 * t,
                 "monitor_embedding_std": 0.2 + 0.3 * t,
@@ -133,13 +140,11 @@ def curves(steps: int) -> list[dict[str, float]]:
 
 
 def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
-    """features.npz and results.json in the shape that `mofore evaluate` writes."""
+    """features.npz and results.json as `mofore evaluate` writes them."""
     videos = read_manifest(manifest)
-    embedded = np.arange(
-        1, len(rows)
-    )  # the first video counts as too short: rows and embeddings differ by one
+    # The first video counts as too short, so rows of manifest and features differ by one.
     rows = rows[1:]
-    clips = [clip(videos[int(row)]) for row in embedded]
+    clips = [read_clip(videos[row]) for row in range(1, len(videos))]
     pixels = np.array([frames.mean(0).ravel() for frames in clips], np.float32)
     changes = np.array([np.diff(frames, axis=0).mean(-1).ravel() for frames in clips], np.float32)
     random = np.random.default_rng(0).normal(size=(pixels.shape[1], 64)).astype(np.float32)
@@ -149,27 +154,26 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
         "pixels": pixels,
         "frame differences": np.abs(changes),
     }
-    columns = {
-        "labels": np.array([row.label or "" for row in rows]),
-        "groups": np.array([row.group or f"video {row.uri}" for row in rows]),
-        "splits": np.array([row.split or "" for row in rows]),
-        "uris": np.array([row.uri for row in rows]),
-    }
-    arrays = {f"{name}/embeddings": embeddings for name, embeddings in encoders.items()}
-    np.savez(folder / "evaluation" / "features.npz", **arrays, **columns, rows=embedded)  # type: ignore[arg-type]
-    found = [
-        result
+    labels = np.array([row.label or "" for row in rows])
+    groups = np.array([row.group or f"video {row.uri}" for row in rows])
+    splits = np.array([row.split or "" for row in rows])
+    names = np.array([row.uri for row in rows])
+    features = {
+        name: Features(embeddings[:, None], labels, groups, splits, names)
         for name, embeddings in encoders.items()
-        for result in measure(name, embeddings, **columns)
-    ]
-    test = columns["splits"] == "test"
+    }
+    save_features(folder / "evaluation" / "features.npz", "key", features)
+    test = splits == "test"
     protocol = {
-        "name": "manifest-split",
+        "split": "manifest-split",
         "views": 1,
-        "train": int((~test).sum()),
-        "test": int(test.sum()),
-        "classes": len(set(columns["labels"]) - {""}),
-        "groups": len(set(columns["groups"])),
+        "train_videos": int((~test).sum()),
+        "test_videos": int(test.sum()),
+        "classes": len(set(labels) - {""}),
+        "source_groups": len(set(groups)),
+        "intervals": "95%, bootstrap over videos",
+        "pretrained_on": "all videos of this manifest",
+        "notes": [],
     }
     results = {
         "run": str(folder),
@@ -178,79 +182,49 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
         "manifest_digest": videos.digest,
         "split_digest": "cd" * 32,
         "protocol": protocol,
-        "results": found,
+        "results": [result for name in features for result in measure(name, features[name])],
     }
     (folder / "evaluation" / "results.json").write_text(json.dumps(results))
 
 
-def clip(video: Any) -> np.ndarray:
+def read_clip(video: Any) -> np.ndarray:
     """Eight frames over a whole video, 8 x 8 pixels. f32 [8, 8, 8, 3] in 0..1."""
     reader = open_video(video)
     frames = read_frames(reader, np.linspace(0, len(reader) - 1, 8).round().astype(int))
-    return (
-        np.stack([np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]).astype(
-            np.float32
-        )
-        / 255
-    )
+    small = [np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]
+    return np.stack(small).astype(np.float32) / 255
 
 
-def measure(
-    encoder: str,
-    embeddings: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    splits: np.ndarray,
-    uris: np.ndarray,
-) -> list[dict[str, Any]]:
-    """R@1 and R@5 from test to train, a cosine, the effective rank, and a metric that cannot be had."""
-    test, train = splits == "test", splits == "train"
-    found = []
-
-    def add(
-        metric: str,
-        value: Any = None,
-        protocol: str = "",
-        note: str | None = None,
-        spread: Any = None,
-    ) -> None:
-        value, low, high = value if isinstance(value, tuple) else (value, None, None)
-        line = dict(
-            encoder=encoder, metric=metric, value=value, low=low, high=high, n=int(test.sum())
-        )
-        found.append(line | dict(protocol=protocol, note=note, spread=spread))
-
-    if test.any() and (labels != "").any():
-        bootstrap = Bootstrap(uris[test], 200, 0)
-        _, places = nearest(embeddings[test], embeddings[train], 5)
-        hits = labels[train][places] == labels[test][:, None]
-        for metric, scores in (
-            ("knn_accuracy", hits.mean(1) > 0.5),
-            ("retrieval_r1", hits[:, 0]),
-            ("retrieval_r5", hits.any(1)),
+def measure(encoder: str, features: Features) -> list[dict[str, Any]]:
+    """kNN, R@1, R@5, a cosine, the effective rank, and a metric that only models have."""
+    train, test = features.subset("train"), features.subset("test")
+    results: list[Result] = []
+    if len(test.labels) and (test.labels != "").any():
+        bootstrap = Bootstrap(test.names, 200, 0)
+        _, neighbours = nearest_neighbours(test.embeddings, train.embeddings, 5)
+        hits = train.labels[neighbours] == test.labels[:, None]
+        gallery = "test queries, train gallery, cosine similarity"
+        for metric, scores, protocol in (
+            ("knn_accuracy", hits.mean(1) > 0.5, "kNN, k=5"),
+            ("retrieval_r1", hits[:, 0], gallery),
+            ("retrieval_r5", hits.any(1), gallery),
         ):
             samples = bootstrap.mean(scores.astype(float))
-            low, high = np.percentile(samples[1:], [2.5, 97.5])
-            add(
-                metric,
-                (float(samples[0]), float(low), float(high)),
-                "knn k=5" if metric == "knn_accuracy" else "test -> train, cosine",
-            )
+            results.append(bootstrap.result(metric, samples, len(scores), protocol))
+    embeddings, n = features.embeddings, len(test.labels)
     values = np.linalg.svd(embeddings, compute_uv=False)
     share = values[values > 0] / values.sum()
-    cosines = unit(embeddings) @ unit(embeddings).T
-    add(
-        "different_video_cosine",
-        float(cosines.mean()),
-        "source groups apart",
-        spread=float(cosines.std()),
-    )
-    add("effective_rank", float(np.exp(-(share * np.log(share)).sum())), "RankMe of test")
-    note = None if encoder in ("trained", "untrained") else "a baseline without a forecaster"
-    add(
-        "forecast_relative",
-        0.7 if note is None else None,
-        "forecast_mse over persistence_mse, test",
-        note,
-    )
-    return found
+    rank = float(np.exp(-(share * np.log(share)).sum()))
+    cosines = l2_normalise(embeddings) @ l2_normalise(embeddings).T
+    mean, std = float(cosines.mean()), float(cosines.std())
+    protocol = "different source groups"
+    results += [
+        Result("different_video_cosine", mean, None, None, n, protocol, std=std),
+        Result("effective_rank", rank, None, None, n, "RankMe, test"),
+    ]
+    protocol = "forecast_mse / persistence_mse, test"
+    if encoder in ("trained", "untrained"):
+        results.append(Result("forecast_relative_mse", 0.7, None, None, n, protocol))
+    else:
+        results.append(missing("forecast_relative_mse", protocol, NO_FORECASTER))
+    return [{"encoder": encoder, **asdict(result)} for result in results]

@@ -43,7 +43,7 @@ def batch(rows: list[int], targets: int = 2) -> Batch:
 
 @pytest.mark.parametrize("kind", ForecasterKind)
 @pytest.mark.parametrize("normalise", [True, False])
-def test_errors_are_those_of_the_definition(kind, normalise):
+def test_errors_match_their_definition(kind, normalise):
     network, batches = model(kind, normalise), [batch([4, 1]), batch([2])]
     errors = forecast_errors({"trained": network}, batches, 6, 2, CPU)["trained"]
     with torch.inference_mode():
@@ -59,15 +59,15 @@ def test_errors_are_those_of_the_definition(kind, normalise):
         assert np.isnan(found[[0, 3, 5]]).all()
 
 
-def test_persistence_is_right_where_nothing_changes():
-    still = batch([0, 1])
-    still = still._replace(targets=still.context[:, None].expand(-1, 2, -1, -1, -1, -1))
-    errors = forecast_errors({"trained": model()}, [still], 2, 2, CPU)["trained"]
+def test_persistence_has_no_error_on_static_videos():
+    static = batch([0, 1])
+    static = static._replace(targets=static.context[:, None].expand(-1, 2, -1, -1, -1, -1))
+    errors = forecast_errors({"trained": model()}, [static], 2, 2, CPU)["trained"]
     assert errors.persistence.max() < 1e-8
     assert errors.forecast.min() > 0.1
 
 
-def test_no_video_to_forecast_is_no_number(make_features, cfg):
+def test_without_forecasts_there_is_no_value(make_features, cfg):
     errors = forecast_errors({"trained": model()}, [], 72, 2, CPU)["trained"]
     features = make_features()
     for result in measured(replace(features, errors=errors), cfg):
@@ -80,23 +80,23 @@ def test_the_relative_error_is_a_ratio_of_means_and_short_videos_are_counted(mak
     n = len(features.labels)
     rng = np.random.default_rng(0)
     errors = ForecastErrors(*(rng.uniform(1, 2, size=(n, 2)).astype(np.float32) for _ in range(3)))
-    short = np.flatnonzero(features.parts == "test")[:4]
+    short = np.flatnonzero(features.splits == "test")[:4]
     for array in (errors.forecast, errors.persistence, errors.mean_latent):
         array[short] = np.nan
     found = {result.metric: result for result in measured(replace(features, errors=errors), cfg)}
-    test = features.parts == "test"
+    test = features.splits == "test"
     forecast, persistence, mean = (
         np.nanmean(array[test])
         for array in (errors.forecast, errors.persistence, errors.mean_latent)
     )
     assert found["forecast_mse"].value == pytest.approx(forecast, rel=1e-5)
-    assert found["forecast_relative"].value == pytest.approx(forecast / persistence, rel=1e-5)
+    assert found["forecast_relative_mse"].value == pytest.approx(forecast / persistence, rel=1e-5)
     assert found["forecast_r2"].value == pytest.approx(1 - forecast / mean, rel=1e-4)
     assert found["forecast_mse"].n == test.sum() - 4
     assert "left out: 4" in found["forecast_mse"].note
 
 
-def test_baselines_have_no_forecast(make_features, cfg):
+def test_pixel_baselines_have_no_forecast(make_features, cfg):
     results = measured(make_features(), cfg)
     assert {result.metric for result in results} >= {
         "forecast_mse",

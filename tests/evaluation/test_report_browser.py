@@ -1,4 +1,4 @@
-"""The report in a browser: it loads nothing, fits a phone and a desk, its pictures load and its thumbnails move."""
+"""The report in a browser: it loads nothing, fits a phone and a desktop, its images work."""
 
 import io
 import os
@@ -47,15 +47,15 @@ def report(tmp_path_factory):
 
 @pytest.fixture
 def visit(browser, report):
-    """Opens the report; the page carries `complaints` (console) and `requests` (all but the file itself)."""
+    """Opens the report; the page has its console `messages` and the urls of its `requests`."""
     contexts = []
 
     def open_page(width=1280, **options):
         contexts.append(browser.new_context(viewport={"width": width, "height": 900}, **options))
         page = contexts[-1].new_page()
-        page.complaints, page.requests = [], []
-        page.on("console", lambda message: page.complaints.append(message.text))
-        page.on("pageerror", lambda error: page.complaints.append(str(error)))
+        page.messages, page.requests = [], []
+        page.on("console", lambda message: page.messages.append(message.text))
+        page.on("pageerror", lambda error: page.messages.append(str(error)))
         page.on("request", lambda request: page.requests.append(request.url))
         page.goto(report.as_uri())
         return page
@@ -67,28 +67,28 @@ def visit(browser, report):
 
 @pytest.mark.parametrize("width", [375, 1280])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_stands_alone_and_fits(visit, report, width, scheme):
+def test_the_page_is_self_contained_and_fits_the_width(visit, report, width, scheme):
     page = visit(width, color_scheme=scheme)
     page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.complaints == []
+    assert page.messages == []
     assert [url for url in page.requests if not url.startswith("data:")] == [report.as_uri()]
     assert page.evaluate(
         "[...document.images].every(image => image.complete && image.naturalWidth > 0)"
     )
 
 
-def test_nothing_from_outside_could_be_loaded(visit):
+def test_the_security_policy_blocks_external_files(visit):
     page = visit()
     page.evaluate(
         "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x.png'}))"
     )
     page.wait_for_timeout(200)
-    assert any("Content Security Policy" in text for text in page.complaints)
+    assert any("Content Security Policy" in text for text in page.messages)
 
 
 def pictures(page, count=5):
-    """Screenshots of the first thumbnail, a quarter of a second apart."""
+    """Screenshots of the first thumbnail, 250 ms apart."""
     thumb = page.locator(".thumb").first
     thumb.scroll_into_view_if_needed()
     taken = set()
@@ -98,7 +98,7 @@ def pictures(page, count=5):
     return taken
 
 
-def test_thumbnails_move_until_they_are_paused_from_the_keyboard(visit):
+def test_thumbnails_can_be_paused_from_the_keyboard(visit):
     page = visit()
     assert len(pictures(page)) > 1
     page.locator("#pause").focus()
@@ -106,14 +106,14 @@ def test_thumbnails_move_until_they_are_paused_from_the_keyboard(visit):
     assert len(pictures(page)) == 1
 
 
-def test_thumbnails_stand_still_for_readers_who_ask_for_less_motion(visit):
+def test_reduced_motion_shows_still_thumbnails(visit):
     page = visit(reduced_motion="reduce")
     assert len(pictures(page)) == 1
     assert page.locator(".still").first.is_visible()
-    assert not page.locator(".moving").first.is_visible()
+    assert not page.locator(".animated").first.is_visible()
 
 
-def test_a_wide_table_scrolls_inside_its_own_box_from_the_keyboard(visit):
+def test_a_wide_table_scrolls_in_its_own_box_from_the_keyboard(visit):
     page = visit(375)
     box = page.locator(".scroll").first
     assert box.evaluate("e => e.scrollWidth > e.clientWidth")
@@ -124,7 +124,7 @@ def test_a_wide_table_scrolls_inside_its_own_box_from_the_keyboard(visit):
 
 
 @pytest.mark.parametrize(("scheme", "darkest", "lightest"), [("light", 60, 250), ("dark", 40, 180)])
-def test_the_ink_of_charts_follows_the_colour_scheme(visit, scheme, darkest, lightest):
+def test_charts_follow_the_colour_scheme(visit, scheme, darkest, lightest):
     chart = visit(color_scheme=scheme).locator("#curves ~ .charts img").first
     low, high = Image.open(io.BytesIO(chart.screenshot())).convert("L").getextrema()
     assert low < darkest  # type: ignore[operator]

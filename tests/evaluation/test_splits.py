@@ -4,7 +4,7 @@ import pytest
 
 from mofore.data.manifest import Annotations, Row, read_manifest, write_manifest
 from mofore.errors import UserError
-from mofore.evaluation.splits import choose_split, cut_groups, shared_groups, video_names
+from mofore.evaluation.splits import choose_split, derive_splits, shared_groups, video_names
 
 
 def annotations(labels=None, groups=None, splits=None, n=40) -> Annotations:
@@ -20,70 +20,70 @@ LABELS = [f"class {i % 4}" for i in range(40)]
 GROUPS = [f"{i % 4}-{i // 8}" for i in range(40)]  # five groups of two videos in every class
 
 
-def test_the_manifests_own_split_is_used():
+def test_the_split_of_the_manifest_is_used():
     given = ["train"] * 24 + ["test"] * 16
     split = choose_split(names(), annotations(LABELS, [str(i) for i in range(40)], given))
     assert split.name == "manifest-split"
-    assert split.parts.tolist() == given
+    assert split.splits.tolist() == given
     assert not split.notes
 
 
-def test_leaking_groups_change_the_protocols_name():
+def test_shared_groups_change_the_name_of_the_split():
     given = ["train", "test"] * 20
     split = choose_split(names(), annotations(LABELS, [str(i // 4) for i in range(40)], given))
     assert split.name == "manifest-split-shared-groups"
-    assert "shared between train and test: 10" in split.notes[0]
+    assert "in both train and test: 10" in split.notes[0]
 
 
-def test_other_parts_are_left_out_and_counted():
+def test_videos_of_other_splits_are_left_out_and_counted():
     split = choose_split(
         names(), annotations(LABELS, None, ["train"] * 20 + ["val"] * 12 + ["test"] * 8)
     )
-    assert Counter(split.parts.tolist()) == {"train": 20, "": 12, "test": 8}
+    assert Counter(split.splits.tolist()) == {"train": 20, "": 12, "test": 8}
     assert "left out: 12" in split.notes[0]
 
 
 @pytest.mark.parametrize("labels", [LABELS, None])
-def test_groups_are_never_cut_apart(labels):
+def test_groups_are_never_divided(labels):
     split = choose_split(names(), annotations(labels, GROUPS))
     assert split.name == "group-split"
-    assert shared_groups(split.groups.tolist(), split.parts.tolist()) == []
-    assert Counter(split.parts.tolist()) == {"train": 32, "test": 8}
+    assert shared_groups(split.groups.tolist(), split.splits.tolist()) == []
+    assert Counter(split.splits.tolist()) == {"train": 32, "test": 8}
 
 
-def test_every_class_with_two_groups_is_in_both_parts():
+def test_every_class_with_two_groups_is_in_both_splits():
     split = choose_split(names(), annotations(LABELS, GROUPS))
-    for part in ("train", "test"):
+    for name in ("train", "test"):
         assert {
-            label for label, where in zip(LABELS, split.parts, strict=True) if where == part
+            label for label, assigned in zip(LABELS, split.splits, strict=True) if assigned == name
         } == set(LABELS)
 
 
 def test_a_class_with_one_group_stays_in_train():
-    parts = cut_groups(["a", "a", "b", "c"], ["x", "x", "y", "y"])
-    assert parts[:2] == ["train", "train"]
-    assert sorted(parts[2:]) == ["test", "train"]
+    splits = derive_splits(["a", "a", "b", "c"], ["x", "x", "y", "y"])
+    assert splits[:2] == ["train", "train"]
+    assert sorted(splits[2:]) == ["test", "train"]
 
 
-def test_without_groups_the_name_says_so():
+def test_without_groups_the_split_has_another_name():
     split = choose_split(names(), annotations(LABELS))
     assert split.name == "random-80-20"
-    assert Counter(split.parts.tolist()) == {"train": 32, "test": 8}
+    assert Counter(split.splits.tolist()) == {"train": 32, "test": 8}
 
 
-def test_a_column_with_train_alone_is_not_used_and_that_is_told():
+def test_a_split_column_without_test_is_not_used_and_noted():
     split = choose_split(names(), annotations(LABELS, GROUPS, ["train"] * 40))
     assert split.name == "group-split"
-    assert "holds only train" in split.notes[0]
+    assert "has only train" in split.notes[0]
 
 
-def test_the_cut_does_not_depend_on_the_order():
-    forward = cut_groups(GROUPS, LABELS)
-    backward = cut_groups(GROUPS[::-1], LABELS[::-1])
+def test_derived_splits_do_not_depend_on_the_order():
+    forward = derive_splits(GROUPS, LABELS)
+    backward = derive_splits(GROUPS[::-1], LABELS[::-1])
     assert forward == backward[::-1]
 
 
-def test_the_digest_names_the_split_and_not_the_order():
+def test_the_digest_depends_on_the_split_and_not_on_the_order():
     rows = annotations(LABELS, None, ["train", "test"] * 20)
     backwards = annotations(LABELS[::-1], None, ["test", "train"] * 20)
     other = annotations(LABELS, None, ["test", "train"] * 20)
@@ -91,12 +91,12 @@ def test_the_digest_names_the_split_and_not_the_order():
     assert choose_split(names(), rows).digest != choose_split(names(), other).digest
 
 
-def test_where_no_test_part_can_be_cut_the_remedy_is_named():
+def test_the_error_without_a_test_split_names_the_remedy():
     with pytest.raises(UserError, match="`split` column"):
         choose_split(names(2), annotations(["x", "y"], ["a", "b"]))
 
 
-def test_a_video_is_called_the_same_wherever_the_dataset_lies(tmp_path):
+def test_names_of_videos_do_not_depend_on_the_folder_of_the_dataset(tmp_path):
     def row(uri: str, offset: int | None = None) -> Row:
         return Row(uri, offset, None if offset is None else 5, 10, 10.0, 8, 8, 1.0, "0")
 

@@ -3,8 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mofore.errors import UserError
-from mofore.evaluation.features import unit
+from mofore.evaluation.features import l2_normalise
 from mofore.evaluation.stability import collapse, pair_cosines, stability
 
 
@@ -14,21 +13,23 @@ def by_metric(results):
 
 def test_identical_views_have_cosine_one(make_features, cfg):
     features = make_features()
-    features = replace(features, clips=np.repeat(features.clips[:, :1], 4, axis=1))
+    features = replace(
+        features, view_embeddings=np.repeat(features.view_embeddings[:, :1], 4, axis=1)
+    )
     found = by_metric(stability(features, cfg))
-    for metric in ("same_video_cosine", "neighbour_cosine"):
+    for metric in ("same_video_cosine", "consecutive_view_cosine"):
         assert found[metric].value == pytest.approx(1, abs=1e-5)
-        assert found[metric].spread == pytest.approx(0, abs=1e-5)
+        assert found[metric].std == pytest.approx(0, abs=1e-5)
         assert found[metric].high - found[metric].low < 1e-5
 
 
-def test_pairs_are_brute_force(make_features):
-    features = make_features(noise=1.0).part("test")
+def test_pairs_match_brute_force(make_features):
+    features = make_features(noise=1.0).subset("test")
     features.labels[::7] = ""
     units = np.unique(features.groups, return_inverse=True)[1]
     tables = pair_cosines(features, units, block=5)
-    first = unit(features.clips[:, :2].mean(1))
-    second = unit(features.clips[:, 2:].mean(1))
+    first = l2_normalise(features.view_embeddings[:, :2].mean(1))
+    second = l2_normalise(features.view_embeddings[:, 2:].mean(1))
     pairs: dict[str, list[float]] = {name: [] for name in tables}
     for i in range(len(units)):
         for j in range(len(units)):
@@ -42,10 +43,10 @@ def test_pairs_are_brute_force(make_features):
     for name, table in tables.items():
         assert table.n == len(pairs[name])
         assert table.sums.sum() / table.n == pytest.approx(np.mean(pairs[name]), abs=1e-6)
-        assert table.spread == pytest.approx(np.std(pairs[name]), abs=1e-6)
+        assert table.std == pytest.approx(np.std(pairs[name]), abs=1e-6)
 
 
-def test_classes_order_the_table(make_features, cfg):
+def test_cosines_decrease_from_video_to_class_to_other_class(make_features, cfg):
     found = by_metric(stability(make_features(), cfg))
     same_video, same_class, different_class = (
         found[f"{name}_cosine"] for name in ("same_video", "same_class", "different_class")
@@ -57,7 +58,7 @@ def test_classes_order_the_table(make_features, cfg):
     assert found["stability_margin"].value == pytest.approx(margin)
 
 
-def test_the_order_of_the_videos_does_not_matter(make_features, cfg):
+def test_the_order_of_the_videos_does_not_change_the_results(make_features, cfg):
     features = make_features()
     shuffled = features.select(np.random.default_rng(0).permutation(len(features.labels)))
     for one, other in zip(stability(features, cfg), stability(shuffled, cfg), strict=True):
@@ -65,7 +66,7 @@ def test_the_order_of_the_videos_does_not_matter(make_features, cfg):
         assert (one.low, one.high) == pytest.approx((other.low, other.high))
 
 
-def test_without_labels_the_classes_are_left_out(make_features, cfg):
+def test_without_labels_there_are_no_class_cosines(make_features, cfg):
     features = make_features()
     features.labels[:] = ""
     found = by_metric(stability(features, cfg))
@@ -73,7 +74,7 @@ def test_without_labels_the_classes_are_left_out(make_features, cfg):
     assert found["different_video_cosine"].value is not None
 
 
-def test_a_relation_that_no_pair_has_is_told(make_features, cfg):
+def test_a_relation_without_pairs_has_a_note(make_features, cfg):
     found = by_metric(
         stability(make_features(groups=3), cfg)
     )  # one test group a class: no same-class pair
@@ -81,14 +82,11 @@ def test_a_relation_that_no_pair_has_is_told(make_features, cfg):
     assert "no such pair" in found["same_class_cosine"].note
 
 
-def test_one_view_cannot_be_stable(make_features, cfg):
-    with pytest.raises(UserError, match="`views`"):
-        stability(make_features(views=1), cfg)
-
-
-def test_a_collapsed_encoder_shows_in_the_rank_and_not_in_the_cosines(make_features, cfg):
+def test_collapse_lowers_the_rank_and_raises_the_cosines(make_features, cfg):
     features = make_features()
-    collapsed = replace(features, clips=(features.clips * 1e-3 + 1).astype(np.float32))
+    collapsed = replace(
+        features, view_embeddings=(features.view_embeddings * 1e-3 + 1).astype(np.float32)
+    )
     assert by_metric(stability(collapsed, cfg))["same_video_cosine"].value > 0.999
     healthy, flat = (by_metric(collapse(given, cfg)) for given in (features, collapsed))
     assert flat["effective_rank"].value < 1.2 < healthy["effective_rank"].value
@@ -97,7 +95,7 @@ def test_a_collapsed_encoder_shows_in_the_rank_and_not_in_the_cosines(make_featu
         assert result.low <= result.value <= result.high
 
 
-def test_the_bound_of_the_rank_is_told(make_features, cfg):
+def test_the_bound_of_the_rank_is_in_the_protocol(make_features, cfg):
     assert (
         "between 1 and 16" in by_metric(collapse(make_features(), cfg))["effective_rank"].protocol
     )

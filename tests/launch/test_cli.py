@@ -1,7 +1,8 @@
-"""The command line as a user meets it: the whole way on a few small videos, and mistakes."""
+"""The command line: the whole pipeline on a few small videos, and mistakes."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,14 +14,15 @@ import mofore
 from mofore.errors import UserError
 from mofore.launch.cli import main
 from mofore.run_folder import load_teacher
+from tests.ranks import REPOSITORY
 from tests.small import SMALL
 
-REPOSITORY = Path(__file__).parent.parent
+MOFORE = "mofore.launch.cli"
 
 
-def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def command(*argv: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *map(str, words)],
+        [sys.executable, "-m", *map(str, argv)],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
@@ -29,53 +31,35 @@ def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def done(*words: str | Path) -> str:
-    """What a command printed; it must succeed."""
-    ran = command(*words)
+def mofore_output(*argv: str | Path) -> str:
+    """stdout and stderr of a `mofore` command, which must succeed."""
+    ran = command(MOFORE, *argv)
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    return ran.stdout
+    return ran.stdout + ran.stderr
 
 
 @pytest.fixture(scope="module")
-def whole_way(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pipeline(motion_videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """prepare -> pretrain -> evaluate -> report -> export, below one folder."""
-    root = tmp_path_factory.mktemp("whole way")
+    root = tmp_path_factory.mktemp("a pipeline")
     lists = [motion_videos / "trainlist01.txt", motion_videos / "testlist01.txt"]
-    said = done(
-        "mofore.launch.cli",
-        "prepare",
-        motion_videos,
-        "--out",
-        root / "data",
-        "--groups",
-        motion_videos / "groups.tsv",
-        "--workers",
-        "1",
-        "--split",
-        *lists,
-    )
-    assert "40 videos" in said
-    assert "0 refused" in said
+    groups = ["--groups", motion_videos / "groups.tsv"]
+    fixed = ["--out", root / "data", "--workers", "1"]
+    output = mofore_output("prepare", motion_videos, *fixed, *groups, "--split", *lists)
+    assert "40 videos" in output
+    assert "0 refused" in output
     manifest = f"data.manifest={root / 'data/manifest.parquet'}"
-    said = done(
-        "mofore.launch.cli", "pretrain", *SMALL, manifest, f"run_dir={root / 'run'}", "workers=1"
-    )
-    assert "done" in said
-    done(
-        "mofore.launch.cli",
-        "evaluate",
-        f"run={root / 'run'}",
-        "workers=1",
-        "bootstrap_resamples=50",
-        "knn_k=5",
-    )
-    done("mofore.launch.cli", "report", f"run={root / 'run'}")
-    done("mofore.launch.cli", "export", f"run={root / 'run'}", "--out", root / "encoder")
+    run = root / "run"
+    output = mofore_output("pretrain", *SMALL, manifest, f"run_dir={run}", "workers=1")
+    assert f"Done: {run}" in output
+    mofore_output("evaluate", run, "workers=1", "bootstrap_resamples=50", "knn_k=5")
+    mofore_output("report", run)
+    mofore_output("export", run, root / "encoder")
     return root
 
 
-def test_whole_way_leaves_what_it_names(whole_way: Path) -> None:
-    results = json.loads((whole_way / "run/evaluation/results.json").read_text())
+def test_pipeline_writes_its_results(pipeline: Path) -> None:
+    results = json.loads((pipeline / "run/evaluation/results.json").read_text())
     assert {each["encoder"] for each in results["results"]} == {
         "trained",
         "untrained",
@@ -90,36 +74,36 @@ def test_whole_way_leaves_what_it_names(whole_way: Path) -> None:
         "forecast_mse",
         "effective_rank",
     } <= named
-    assert (whole_way / "run/report.html").stat().st_size > 10_000
-    assert (whole_way / "data/refused.csv").read_text().strip() == "uri,reason"
+    assert (pipeline / "run/report.html").stat().st_size > 10_000
+    assert (pipeline / "data/refused.csv").read_text().strip() == "uri,reason"
 
 
-def test_exported_encoder_is_the_teacher(whole_way: Path) -> None:
-    encoder = mofore.load_encoder(whole_way / "encoder")
-    teacher, config, _ = load_teacher(whole_way / "run")
+def test_exported_encoder_is_the_teacher(pipeline: Path) -> None:
+    encoder = mofore.load_encoder(pipeline / "encoder")
+    teacher, config, _ = load_teacher(pipeline / "run")
     assert (encoder.frames, encoder.size) == (config.data.frames, config.data.size)
     shape = (2, 3, encoder.frames, encoder.size, encoder.size)
     clips = torch.randint(
         0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
     assert torch.equal(encoder.embed(clips), teacher.embed(clips))
-    (whole_way / "encoder/encoder.safetensors").rename(whole_way / "encoder/gone")
+    (pipeline / "encoder/encoder.safetensors").rename(pipeline / "encoder/gone")
     with pytest.raises(UserError, match="mofore export RUN"):
-        mofore.load_encoder(whole_way / "encoder")
-    (whole_way / "encoder/gone").rename(whole_way / "encoder/encoder.safetensors")
+        mofore.load_encoder(pipeline / "encoder")
+    (pipeline / "encoder/gone").rename(pipeline / "encoder/encoder.safetensors")
 
 
-def test_video_that_vanished_is_named(whole_way: Path, motion_videos: Path) -> None:
-    """Workers meet it; the message arrives without their traceback."""
+def test_missing_video_is_named(pipeline: Path, motion_videos: Path) -> None:
+    """A worker finds it; the message arrives without the worker's traceback."""
     video = motion_videos / "left/texture01.mp4"
     video.rename(video.with_suffix(".gone"))
     try:
         ran = command(
-            "mofore.launch.cli",
+            MOFORE,
             "pretrain",
             *SMALL,
-            f"data.manifest={whole_way / 'data/manifest.parquet'}",
-            f"run_dir={whole_way / 'vanished'}",
+            f"data.manifest={pipeline / 'data/manifest.parquet'}",
+            f"run_dir={pipeline / 'vanished'}",
             "workers=1",
             "global_batch=40",
             "micro_batch=4",
@@ -138,9 +122,22 @@ MISTAKES = {
     "no manifest key": (["pretrain"], "data.manifest"),
     "no manifest": (["pretrain", "data.manifest=nowhere.parquet"], "nowhere.parquet"),
     "patch": (["pretrain", "data.manifest=x", "backbone.patch_size=15"], "backbone.patch_size"),
-    "no run": (["evaluate", "run=nowhere"], "nowhere"),
-    "no run to report": (["report", "run=nowhere"], "nowhere"),
-    "no run to export": (["export", "run=nowhere", "--out", "OUT"], "nowhere"),
+    "no run": (["evaluate", "nowhere"], "nowhere"),
+    "run given twice": (["evaluate", "nowhere", "run=elsewhere"], "run=elsewhere"),
+    "no run to report": (["report", "nowhere"], "nowhere"),
+    "no run to export": (["export", "nowhere", "OUT"], "nowhere"),
+    "no run to compare": (["compare", "nowhere"], "nowhere"),
+    "no run to follow": (["logs", "nowhere"], "nowhere"),
+    "no run to cancel": (["cancel", "nowhere"], "nowhere"),
+    "no run to resume": (["resume", "nowhere"], "nowhere"),
+    "no runs": (["jobs", "nowhere"], "nowhere"),
+    "no folder of configurations": (["config", "--config-dir", "nowhere"], "nowhere"),
+    "unknown key of config": (["config", "data.gap.mim=3"], "Did you mean data.gap.min"),
+    "unknown key of submit": (["submit", "cluster.gpus=8"], "cluster.gpus"),
+    "task as a key": (["submit", "task=evaluate", "runs/a"], "write the task first"),
+    "unknown task": (["submit", "dream"], "pretrain, evaluate, prepare"),
+    "sweep of evaluations": (["submit", "evaluate", "runs/a", "--multirun"], "evaluate"),
+    "no sweep": (["submit", "sweep=nowhere"], "sizes"),
 }
 
 
@@ -148,39 +145,31 @@ MISTAKES = {
 def test_mistakes_are_one_message(
     mistake: str, tmp_path: Path, environment: None, capsys: pytest.CaptureFixture
 ) -> None:
-    words, named = MISTAKES[mistake]
-    assert main([word.replace("OUT", str(tmp_path / "out")) for word in words]) == 2
-    said = capsys.readouterr()
-    assert named in said.err
-    assert said.err.startswith("mofore: ")
-    assert "Traceback" not in said.err
-    assert said.out == ""
+    argv, named = MISTAKES[mistake]
+    assert main([word.replace("OUT", str(tmp_path / "out")) for word in argv]) == 2
+    captured = capsys.readouterr()
+    assert named in captured.err
+    logged = re.compile(r"\S+ \S+ ERROR +\[rank 0\] ")  # a rank's form
+    assert captured.err.startswith("mofore: error: ") or logged.match(captured.err)
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("name", ["prepare", "pretrain", "evaluate", "report", "export", "demo"])
-def test_help(name: str) -> None:
-    assert "usage" in done("mofore.launch.cli", name, "--help") or name in ("pretrain", "evaluate")
 
 
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_submit(cluster: str, manifest: Path, tmp_path: Path) -> None:
-    words = [
-        f"cluster={cluster}",
-        *SMALL,
-        f"data.manifest={manifest}",
-        f"run_dir={tmp_path / 'run'}",
-    ]
+    run = tmp_path / "run"
+    keys = [f"cluster={cluster}", *SMALL, f"data.manifest={manifest}", f"run_dir={run}"]
     ran = subprocess.run(
-        [sys.executable, "launch/submit.py", *words],
+        [sys.executable, "launch/submit.py", *keys],
         cwd=REPOSITORY,
         capture_output=True,
         text=True,
         timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert list((tmp_path / "run/checkpoints").glob("step-*"))
+    assert list((run / "checkpoints").glob("step-*"))
 
 
 def test_submit_names_an_unknown_cluster() -> None:

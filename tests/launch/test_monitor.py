@@ -1,4 +1,4 @@
-"""mofore jobs, logs, cancel, resume and the door without a cluster: on a laptop."""
+"""jobs, logs, cancel, resume and submit without a cluster: on a laptop."""
 
 import json
 import os
@@ -25,14 +25,14 @@ Run = Callable[..., Path]
 
 @pytest.fixture
 def stopped(run_small: Run, tmp_path: Path) -> Path:
-    """A run of four steps that stands at its second."""
+    """A run of four steps that was stopped after its second."""
     run = run_small(tmp_path / "runs/mine")
     shutil.copytree(run, tmp_path / "whole")
     shutil.rmtree(run / "checkpoints/step-4")
     return run
 
 
-def test_jobs_tells_of_local_runs(
+def test_jobs_shows_local_runs(
     stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["jobs", str(tmp_path)]) == 0
@@ -47,7 +47,7 @@ def test_jobs_tells_of_local_runs(
     assert "4/4" in whole
 
 
-def test_resume_goes_on_where_a_local_run_stands(
+def test_resume_continues_a_local_run(
     stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     assert main(["resume", str(stopped), "seed=1"]) == 2
@@ -63,10 +63,10 @@ def test_cancel_lets_a_local_run_save(
     manifest: Path, tmp_path: Path, environment: None, capsys: pytest.CaptureFixture
 ) -> None:
     run = tmp_path / "run"
-    words = [*SMALL, "steps=100000", f"data.manifest={manifest}", f"run_dir={run}"]
+    keys = [*SMALL, "steps=100000", f"data.manifest={manifest}", f"run_dir={run}"]
     own = os.environ | {"OMP_NUM_THREADS": "1"}
     with subprocess.Popen(
-        [sys.executable, "-m", "mofore.launch.cli", "pretrain", *words],
+        [sys.executable, "-m", "mofore.launch.cli", "pretrain", *keys],
         cwd=REPOSITORY,
         env=own,
         stdout=subprocess.PIPE,
@@ -77,23 +77,22 @@ def test_cancel_lets_a_local_run_save(
         while not list_checkpoints(run) and time.monotonic() < end:
             time.sleep(0.1)
         assert main(["jobs", str(run)]) == 0
-        shown = capsys.readouterr().out
-        assert "RUNNING" in shown
-        assert submit(["cluster=local", *words]) == 2
+        assert "RUNNING" in capsys.readouterr().out
+        assert submit(["cluster=local", *keys]) == 2
         assert f"in use by process {process.pid}" in capsys.readouterr().err
         assert main(["cancel", str(run)]) == 0
-        said, _ = process.communicate(timeout=60)
-    assert "stopped by SIGTERM" in said
+        _, log = process.communicate(timeout=60)
+    assert "Stopped by SIGTERM" in log
     assert process.returncode == 75
     assert main(["cancel", str(run)]) == 0
-    assert "nothing waits or runs" in capsys.readouterr().out
+    assert "nothing to cancel" in capsys.readouterr().out
 
 
 @pytest.mark.slow
 def test_sweep_on_this_machine(manifest: Path, tmp_path: Path) -> None:
-    """Both runs, both evaluations, one comparison; typed again, nothing is done twice."""
+    """Both runs, both evaluations, one comparison; a second call repeats nothing."""
     root = tmp_path / "sweep"
-    words = [
+    argv = [
         "cluster=local",
         *SMALL,
         f"data.manifest={manifest}",
@@ -101,11 +100,11 @@ def test_sweep_on_this_machine(manifest: Path, tmp_path: Path) -> None:
         "seed=0,1",
         "evaluate.workers=0",
         "evaluate.bootstrap_resamples=20",
-        "evaluate.k=3",
+        "evaluate.knn_k=3",
         "--multirun",
     ]
     own = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "launch/submit.py", *words]
+    command = [sys.executable, "launch/submit.py", *argv]
     done = subprocess.run(
         command, cwd=REPOSITORY, env=own, capture_output=True, text=True, timeout=300, check=False
     )
@@ -137,12 +136,12 @@ def test_no_sbatch(
         )
         == 2
     )
-    said = capsys.readouterr().err
-    assert "there is no sbatch on the path" in said
-    assert "login node" in said
+    message = capsys.readouterr().err
+    assert "there is no sbatch on the path" in message
+    assert "login node" in message
 
 
-def test_video_out_of_reach(
+def test_first_video_is_opened(
     motion_videos: Path, manifest: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
     first = sorted(motion_videos.rglob("*.mp4"))[0]
@@ -154,7 +153,7 @@ def test_video_out_of_reach(
     finally:
         first.with_suffix(".gone").rename(first)
     assert code == 2
-    assert f"{first}, the first video of {manifest}, does not open" in capsys.readouterr().err
+    assert f"{first}, the first video of {manifest}, cannot be opened" in capsys.readouterr().err
 
 
 TIMES = {
@@ -176,12 +175,12 @@ def test_times(time_: str) -> None:
 
 
 @pytest.mark.parametrize("time_", ["", "h", "24 hours", "1:2:3:4", "-1"])
-def test_no_times(time_: str) -> None:
+def test_invalid_times(time_: str) -> None:
     with pytest.raises(UserError, match=r"cluster\.time"):
         ClusterConfig(time=time_)
 
 
-def test_combinations() -> None:
+def test_sweep_combinations() -> None:
     assert expand_sweep(["backbone=a,b", "steps=3", "seed=0,1"]) == [
         (["steps=3"], ["backbone=a", "seed=0"]),
         (["steps=3"], ["backbone=a", "seed=1"]),

@@ -63,7 +63,7 @@ def normalised(frames: torch.Tensor) -> torch.Tensor:
     ],
 )
 def test_per_frame_encoder_equals_timm(tmp_path, name, options):
-    """With 2-D weights and tubelets of one frame, for class tokens, registers and positions of each kind."""
+    """With 2-D weights and tubelets of one frame, for each kind of prefix tokens and positions."""
     vit = timm_vit(name, num_classes=0, **options)
     path = tmp_path / "vit.safetensors"
     save_file(vit.state_dict(), path)
@@ -232,7 +232,9 @@ def test_invalid_settings_raise(settings):
 def test_weights_of_another_model_raise(tmp_path, make_vit, message):
     path = tmp_path / "other.safetensors"
     save_file(make_vit().state_dict(), path)
-    with pytest.raises(UserError, match=f"backbone.pretrained_path: .*other.safetensors.*{message}"):
+    with pytest.raises(
+        UserError, match=f"backbone.pretrained_path: .*other.safetensors.*{message}"
+    ):
         build(pretrained_path=str(path))
 
 

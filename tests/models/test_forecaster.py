@@ -1,4 +1,4 @@
-"""forecaster: each forecast depends only on its own context and, in the transformer, its own gap."""
+"""forecaster: a forecast depends only on its context and, in the transformer, on its gap."""
 
 import pytest
 import torch

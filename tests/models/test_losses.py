@@ -44,7 +44,7 @@ def test_ignored_keys_have_no_effect():
 
 @pytest.mark.parametrize("splits", [1, 2, 4, 8])
 def test_info_nce_does_not_depend_on_micro_batches(splits):
-    """The mean over micro-batches against the same keys is the loss of the batch; equal gradients too."""
+    """The mean over micro-batches against the same keys has the batch's loss and gradient."""
     keys = rows(8, seed=2)
     whole, parts = rows(8, seed=1).requires_grad_(), rows(8, seed=1).requires_grad_()
     expected, accuracy = info_nce(whole, keys, torch.arange(8), 0.1)
@@ -56,9 +56,7 @@ def test_info_nce_does_not_depend_on_micro_batches(splits):
     loss = torch.stack([part for part, _ in found]).mean()
     loss.backward()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert torch.stack([part for _, part in found]).mean().item() == pytest.approx(
-        accuracy.item()
-    )
+    assert torch.stack([part for _, part in found]).mean().item() == pytest.approx(accuracy.item())
     torch.testing.assert_close(parts.grad, whole.grad)
 
 

@@ -56,7 +56,7 @@ def test_moments_must_be_linked_by_us(engine):
 
 
 def test_the_update_count_is_in_the_inner_optimizer(engine):
-    """`_set_update_count` writes it there; elsewhere the moments' bias would be corrected wrongly."""
+    """`_set_update_count` writes it there, for the bias correction of the moments."""
     states = engine.optimizer.optimizer.state.values()
     assert states, "DeepSpeed no longer keeps the optimizer as .optimizer"
     assert {float(state["step"]) for state in states} == {1.0}

@@ -87,9 +87,8 @@ def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
 def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, manifest):
     """A client of torch's store waits for it without end."""
     words = [*SMALL, f"data.manifest={manifest}", f"run_dir={tmp_path / 'run'}", "engine.timeout=4"]
-    with (
-        socket.socket() as silent
-    ):  # takes connections and never answers, as a stopped process does
+    # takes connections and never answers, as a stopped process does
+    with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
         (task,) = start_tasks(
@@ -112,7 +111,7 @@ def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, ma
 
 
 def processes_of(log: Path) -> list[str]:
-    """Ranks that `start_tasks` started with this folder for their logs, and all that came of them."""
+    """Ranks that `start_tasks` started with this log folder, and their children."""
     mark, found = f"TASKS_OF={log}".encode(), []
     for environment in Path("/proc").glob("[0-9]*/environ"):
         with contextlib.suppress(OSError):
