@@ -1,4 +1,4 @@
-"""The training steps that benchmarks.step times: MoFore's, and those of Hugging Face transformers."""
+"""The training steps that benchmarks.step times: MoFore's and Hugging Face transformers'."""
 
 import argparse
 import copy

@@ -91,11 +91,11 @@ def time_saves(overrides: list[str], folder: Path, rounds: int) -> None:
 
 def print_save_times(size: int, seconds: dict[str, list[float]]) -> None:
     """size: of the state, in bytes."""
-    rounds = len(seconds["MoFore"])
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     mofore = medians["MoFore"]
     print(
-        f"state of {size / 1e6:.0f} MB, medians of {rounds} rounds: seconds that a save blocks a step"
+        f"state of {size / 1e6:.0f} MB, medians of {len(seconds['MoFore'])} rounds: seconds that a "
+        "save blocks a step"
     )
     print(f"  {'MoFore':12} {mofore:8.3f}")
     for name, note in (("synchronous", ""), ("DeepSpeed", "  (not synced, not hashed)")):

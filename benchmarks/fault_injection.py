@@ -1,4 +1,4 @@
-"""What a campaign of faults is made of: ranks as forked processes, ways to die within a step, disks that refuse."""
+"""Faults inside a rank: death within an operation, and disks that are full or read-only."""
 
 import contextlib
 import os
@@ -9,161 +9,118 @@ import time
 import types
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import mofore.checkpoint.saver
-import mofore.checkpoint.writer
-import mofore.train
+import mofore.trainer
+from mofore.checkpoint import saver, writer
 
-# The function that is replaced, by what the fault happens in; it dies when that is called for the n-th time.
-WITHIN = {
-    "step": (mofore.train, "backward_and_step"),
-    "snapshot": (mofore.checkpoint.saver, "owned_shards"),
-    "write": (mofore.checkpoint.writer.hashlib, "sha256"),
-    "sync": (mofore.checkpoint.writer.os, "fsync"),
-    "commit": (mofore.checkpoint.saver, "commit"),
-    "rename": (mofore.checkpoint.writer.os, "replace"),
-    "prune": (mofore.checkpoint.saver, "prune"),
-    "removal": (mofore.checkpoint.writer.shutil, "rmtree"),
+# Where a rank can be killed: the function that is replaced by one that dies at its n-th call.
+# Operations of the standard library are replaced for the checkpoint writer alone.
+KILL_POINTS: dict[str, tuple[Any, str]] = {
+    "step": (mofore.trainer, "backward_and_step"),
+    "snapshot": (saver, "owned_shards"),
+    "write": (writer, "hashlib.sha256"),
+    "sync": (writer, "os.fsync"),
+    "commit": (saver, "commit"),
+    "rename": (writer, "os.replace"),
+    "prune": (saver, "prune"),
+    "removal": (writer, "shutil.rmtree"),
 }
+RANK_0_POINTS = ("commit", "rename", "prune", "removal")  # operations of rank 0 alone
+MAX_CALLS = {"write": 100, "rename": 4}  # the call that kills is drawn up to this one, else up to 6
+SMALL_BLOCK = 4096  # bytes; many blocks per file, so that a rank can die between two of them
+DISK_BYTES = "16m"
 
 
-class Rank:
-    """A forked process that runs one rank."""
+def kill_at(point: str, nth: int) -> None:
+    """Make this process kill itself at the n-th call of a kill point's function."""
+    module, name = KILL_POINTS[point]
+    package, _, function = name.rpartition(".")
+    if package:
+        replaced = _copy_module(getattr(module, package))
+        setattr(module, package, replaced)
+        module = replaced
+    original, calls = getattr(module, function), 0
 
-    def __init__(
-        self, words: list[str], environment: dict[str, str], log: Path, curse: Callable[[], None]
-    ) -> None:
-        self.code: int | None = None
-        self.stopped = False
-        self.pid = os.fork()
-        if self.pid:
-            return
-        os.setsid()
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os.environ |= environment
-        curse()
-        code = 1
-        try:
-            code = mofore.train.main(words)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
-        os._exit(code)
+    def count() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == nth
 
-    @property
-    def alive(self) -> bool:
-        if self.code is None:
-            ended, status = os.waitpid(self.pid, os.WNOHANG)
-            if ended:
-                self.code = os.waitstatus_to_exitcode(status)
-        return self.code is None
-
-    def send(self, number: signal.Signals) -> None:
-        if self.alive:
-            os.kill(self.pid, number)
-            self.stopped |= number == signal.SIGSTOP
-
-    def wait(self, seconds: float) -> bool:
-        end = time.monotonic() + seconds
-        while self.alive and time.monotonic() < end:
-            time.sleep(0.02)
-        return not self.alive
-
-
-def die_within(place: str, nth: int) -> None:
-    """Replace a function by one that kills this process when it is called for the n-th time."""
-    module, name = WITHIN[place]
-    real, calls = getattr(module, name), []
-
-    def dying(*arguments, **rest):
-        calls.append(1)
-        if len(calls) == nth:
-            if place == "removal":  # half a folder is gone already
-                next(iter(Path(arguments[0]).iterdir())).unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return real(*arguments, **rest)
-
-    if place == "write":  # many small pieces, and death between two of them
-        mofore.checkpoint.writer.SLAB = 4096
-
-        class Digest:
-            def __init__(self, data: bytes = b"") -> None:
-                self.real = real(data)
-                self.update = lambda part: dying_update(self.real.update, part)
-                self.hexdigest = self.real.hexdigest
-
-        def dying_update(update, part):
-            calls.append(1)
-            if len(calls) == nth:
-                os.kill(os.getpid(), signal.SIGKILL)
-            update(part)
-
-        module = _replaced_hashlib(module)
-        module.sha256 = Digest
-        mofore.checkpoint.writer.hashlib = module
+    if point == "write":
+        writer.BLOCK_BYTES = SMALL_BLOCK
+        setattr(module, function, lambda: _KillingDigest(original(), count))
         return
-    setattr(module, name, dying)
+
+    def killing(*args, **kwargs):
+        if count():
+            if point == "removal":  # part of the folder is already gone
+                next(iter(Path(args[0]).iterdir())).unlink()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    setattr(module, function, killing)
 
 
-def _replaced_hashlib(real):
-    """A copy of the module's names: others use hashlib too."""
-    copy = types.ModuleType("hashlib")
-    copy.__dict__.update(real.__dict__)
+class _KillingDigest:
+    """A hash that kills the process at the n-th block, between two writes."""
+
+    def __init__(self, digest: Any, count: Callable[[], bool]) -> None:
+        self.digest, self.count = digest, count
+        self.hexdigest = digest.hexdigest
+
+    def update(self, block: bytes) -> None:
+        if self.count():
+            os.kill(os.getpid(), signal.SIGKILL)
+        self.digest.update(block)
+
+
+def _copy_module(module: types.ModuleType) -> types.ModuleType:
+    """A module with the same names, so that a replacement does not reach other users."""
+    copy = types.ModuleType(module.__name__)
+    copy.__dict__.update(module.__dict__)
     return copy
 
 
-def fill(disk: Path, mounted: bool, nth: int) -> None:
-    """From the n-th snapshot on, nothing more can be written."""
-    real, calls = mofore.checkpoint.saver.write_shards, []
+def fill_disk_at(disk: Path, mounted: bool, nth: int) -> None:
+    """From this rank's n-th checkpoint file on, nothing more can be written.
 
-    def full(*arguments):
-        calls.append(1)
-        if len(calls) == nth and mounted:
+    mounted: `disk` is a tmpfs, which is filled; otherwise this process may write no large file.
+    """
+    original, calls = saver.write_shards, 0
+
+    def write_shards(*args):
+        nonlocal calls
+        calls += 1
+        if calls == nth and mounted:
             with contextlib.suppress(OSError), (disk / "filler").open("wb") as file:
                 while True:
                     file.write(bytes(2**16))
-        elif len(calls) >= nth and not mounted:
+        elif calls >= nth and not mounted:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))
-        return real(*arguments)
+        return original(*args)
 
-    mofore.checkpoint.saver.write_shards = full
+    saver.write_shards = write_shards  # type: ignore[assignment]
 
 
-def mount(folder: Path) -> bool:
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True
-    )
-    return made.returncode == 0
+def mount_tmpfs(folder: Path) -> bool:
+    """Whether it could be mounted: that needs privileges."""
+    command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    return subprocess.run(command, capture_output=True).returncode == 0
 
 
 def make_read_only(folder: Path) -> bool:
-    """A view of the folder laid over it, which cannot be written to; not where a file in it is just being written."""
+    """Mount the folder read-only over itself; False if that fails, as while a file is written."""
     if subprocess.run(["mount", "--bind", folder, folder], capture_output=True).returncode:
         return False
+    remount = ["mount", "-o", "remount,ro,bind", str(folder)]
     for _ in range(50):
-        if not subprocess.run(
-            ["mount", "-o", "remount,ro,bind", folder], capture_output=True
-        ).returncode:
+        if subprocess.run(remount, capture_output=True).returncode == 0:
             return True
         time.sleep(0.01)
-    subprocess.run(["umount", folder], check=True)
+    unmount(folder)
     return False
 
 
-def session(leader: int) -> dict[int, int]:
-    """Processes that a rank started, and theirs; each with its parent."""
-    found = {}
-    for path in Path("/proc").iterdir():
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            fields = (path / "stat").read_text().rsplit(")", 1)[1].split()
-            if int(fields[3]) == leader and int(path.name) != leader and fields[0] != "Z":
-                found[int(path.name)] = int(fields[1])
-    return found
-
-
-def command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+def unmount(folder: Path) -> None:
+    subprocess.run(["umount", folder], check=True)

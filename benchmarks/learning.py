@@ -89,8 +89,7 @@ def main() -> int:
             f"--dataset {options.dataset}: {' and '.join(DATASETS)} are generated; any other "
             "dataset needs --manifest."
         )
-    textures = options.textures if generated else 0
-    settings = RunSettings(options.dataset, textures, options.minutes, options.overrides)
+    settings = run_settings(options)
     if not options.show:
         run_missing(recipes, options, settings)
     lines = select_lines(options, recipes, settings)
@@ -101,6 +100,11 @@ def main() -> int:
     if options.plot:
         draw_plot(lines, options.plot)
     return 0
+
+
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    textures = options.textures if options.dataset in DATASETS else 0
+    return RunSettings(options.dataset, textures, options.minutes, options.overrides)
 
 
 def matching_lines(path: Path, settings: RunSettings) -> list[dict]:
@@ -146,10 +150,10 @@ def run_missing(recipes: list[str], options: argparse.Namespace, settings: RunSe
             for name, seed in missing
         }
         while pending:
-            done, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
+            finished, pending = wait(pending, timeout=1, return_when=FIRST_COMPLETED)
             while not messages.empty():
                 bar.write(messages.get(), file=sys.stderr)
-            for future in done:
+            for future in finished:
                 append_jsonl(options.results, future.result())
                 bar.update()
 

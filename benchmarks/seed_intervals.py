@@ -54,10 +54,8 @@ def half_width_over_groups(correct: np.ndarray, videos: np.ndarray) -> float:
 def half_width(sample: Sample, variance: SeedVariance, folds: bool) -> float:
     """Half-width of the interval of the mean over runs."""
     half_widths, values = sample
-    if folds:
-        over_groups = math.hypot(*half_widths) / len(values)
-    else:
-        over_groups = float(half_widths.mean())
+    of_folds = math.hypot(*half_widths) / len(values)
+    over_groups = of_folds if folds else float(half_widths.mean())
     if not variance.freedom:
         return over_groups
     quantile = stats.t.ppf(UPPER_QUANTILE, variance.freedom)

@@ -188,7 +188,8 @@ def print_overheads(
         f"gradient checkpointing: a step takes {100 * slower:.0f}% longer; activations kept for "
         f"backward: {held_checkpointed:.0f} MB instead of {held:.0f}, "
         f"{held / held_checkpointed:.1f} times less; peak of forward and backward: "
-        f"{peak_checkpointed:.0f} MB instead of {peak:.0f}, {peak / peak_checkpointed:.1f} times less"
+        f"{peak_checkpointed:.0f} MB instead of {peak:.0f}, "
+        f"{peak / peak_checkpointed:.1f} times less"
     )
 
 

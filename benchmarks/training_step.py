@@ -1,4 +1,4 @@
-"""MoFore's training step on random clips, as the Trainer makes it, without videos or a run folder."""
+"""The Trainer's step on random clips, without videos or a run folder."""
 
 import torch
 

@@ -18,7 +18,7 @@ from mofore.models.losses import info_nce, normalise
 from mofore.models.objective import build_projection_head
 from mofore.types import Batch
 
-# Of InfoNCE in each direction: half of the library's loss.contrastive_weight, which is of their mean.
+# Of InfoNCE in each direction; the library's loss.contrastive_weight (10) is of their mean.
 CONTRASTIVE_WEIGHT = 5.0
 
 
@@ -73,7 +73,7 @@ class Variant(Forecasting):
         return total + CONTRASTIVE_WEIGHT * to_context
 
     def forecast_losses(self, forecast: Tensor, target: Tensor, context: Tensor) -> Tensor:
-        """Scalar, from f32 [B, K, N, D], latents of targets [B * K, N, D] and contexts [B, N, D]."""
+        """Scalar. forecast: [B, K, N, D]; target: latents [B * K, N, D]; context: [B, N, D]."""
         variant, count = self.variant, forecast.shape[1]
         base = context.repeat_interleave(count, dim=0) if variant.residual_targets else 0.0
         error = F.mse_loss(forecast.flatten(0, 1), target - base)
@@ -133,7 +133,7 @@ class Variant(Forecasting):
 
 
 def random_squares(clips: Tensor, min_area: float) -> Tensor:
-    """f32 [B, C, T, H, W]: a random square of each clip, of `min_area` to 1 of its area, resized."""
+    """f32 [B, C, T, H, W]: a random square of each clip, `min_area` to 1 of its area, resized."""
     side = torch.empty(len(clips)).uniform_(min_area, 1).sqrt()
     theta = torch.zeros(len(clips), 2, 3)
     theta[:, 0, 0] = theta[:, 1, 1] = side

@@ -170,7 +170,7 @@ def sample_batches(
 
 
 def evaluation_clips(cache: VideoCache, row: int, config: DataConfig, views: int) -> Tensor:
-    """u8 [views, 3, T, size, size]: evenly spaced clips of a video, as `mofore evaluate` cuts them."""
+    """u8 [views, 3, T, size, size]: the clips that `mofore evaluate` would cut from a video."""
     indices = evenly_spaced_clips(
         cache.times[row], cache.durations[row], views, config.frames, config.fps
     )

@@ -1,1 +1,1 @@
-"""What starts jobs, here or on a cluster: the command line, submission, the demo."""
+"""Starts work, here or on a cluster: command line, submission, sweeps, monitoring, demo."""

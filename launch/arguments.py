@@ -95,8 +95,8 @@ def add_submission(parser: CommandParser) -> None:
         help="pretrain and evaluate every combination of KEY=VALUE1,VALUE2, then compare them",
     )
     add_config_dir(parser)
-    if "_ARGCOMPLETE" in os.environ:
-        parser.add_argument("task_words", nargs="*").completer = complete_task  # type: ignore
+    if "_ARGCOMPLETE" in os.environ:  # only to complete: when parsed it would lose the order
+        parser.add_argument("task_argv", nargs="*").completer = complete_task  # type: ignore
     parser.set_defaults(keys=[], passes_flags=True)
 
 
@@ -139,10 +139,10 @@ def parse(parser: CommandParser, argv: Sequence[str] | None) -> argparse.Namespa
     """Parsed arguments; KEY=VALUE pairs may stand before, between and after flags."""
     arguments, rest = parser.parse_known_args(argv)
     flags = [word for word in rest if word.startswith("-")]
-    if not hasattr(arguments, "keys") or (flags and not hasattr(arguments, "passes_flags")):
-        if rest:
-            arguments.parser.error(f"unrecognized arguments: {' '.join(flags or rest)}")
-    else:
+    unknown = flags if "keys" in arguments else rest
+    if unknown and "passes_flags" not in arguments:
+        arguments.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if "keys" in arguments:
         arguments.keys = [*arguments.keys, *rest]
     return arguments
 

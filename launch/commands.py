@@ -136,7 +136,8 @@ def add_pretrain(commands: Commands) -> None:
 
 
 def describe_pretrain() -> str:
-    from mofore.config import PretrainConfig, describe_keys
+    from mofore.config import PretrainConfig
+    from mofore.config_help import describe_keys
 
     return describe_keys(PretrainConfig)
 
@@ -161,7 +162,7 @@ def add_evaluate(commands: Commands) -> None:
 
 
 def describe_evaluate() -> str:
-    from mofore.config import describe_keys
+    from mofore.config_help import describe_keys
     from mofore.evaluation.config import EvaluateConfig
 
     table = describe_keys(EvaluateConfig)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from mofore.config import describe_keys
+from mofore.config_help import describe_keys
 from mofore.errors import UserError
 from mofore.launch import sweep
 from mofore.launch.arguments import (
@@ -30,7 +30,7 @@ from mofore.launch.tasks import parse_task
 
 
 def submit(
-    words: list[str],
+    argv: list[str],
     *,
     dry_run: bool = False,
     multirun: bool = False,
@@ -38,11 +38,11 @@ def submit(
 ) -> int:
     """Check, then submit or run.
 
-    words: [TASK] [its arguments] and overrides, `cluster.*` among them.
+    argv: [TASK] [its arguments] and overrides, `cluster.*` among them.
     Returns 0: submitted or done; 1: a job failed; 75: stopped, rerun to resume. UserError for a
     mistake, and then nothing was submitted.
     """
-    cluster_overrides, rest = split_overrides(words)
+    cluster_overrides, rest = split_overrides(argv)
     cluster = compose_cluster(cluster_overrides, config_dir)
     if config_dir:  # so that `mofore resume` does not need the folder
         cluster_overrides = cluster_overrides_of(cluster)
@@ -57,18 +57,18 @@ def submit(
     return _submit_one(JobRequest(cluster, cluster_overrides, [task]), dry_run)
 
 
-def split_task(words: list[str]) -> tuple[str, list[str]]:
+def split_task(argv: list[str]) -> tuple[str, list[str]]:
     """(task, its arguments): ["evaluate", "runs/a"] -> ("evaluate", ["runs/a"])."""
-    if words and words[0] in TASKS:
-        return words[0], words[1:]
-    for word in words:
+    if argv and argv[0] in TASKS:
+        return argv[0], argv[1:]
+    for word in argv:
         if word.startswith("task="):
             raise UserError(
                 f"{word} is not a key: write the task first, one of {', '.join(TASKS)}."
             )
-    if words and not KEY_VALUE.match(words[0]):
-        raise UserError(f"{words[0]} is neither a task ({', '.join(TASKS)}) nor a KEY=VALUE pair.")
-    return "pretrain", words
+    if argv and not KEY_VALUE.match(argv[0]):
+        raise UserError(f"{argv[0]} is neither a task ({', '.join(TASKS)}) nor a KEY=VALUE pair.")
+    return "pretrain", argv
 
 
 def _submit_one(request: JobRequest, dry_run: bool) -> int:

@@ -44,7 +44,7 @@ class CollapseConfig:
     every: int = setting(100, "Steps between two measurements; 0 turns the monitor off.")
     videos: int = setting(32, "Videos that are embedded, two clips of each.")
     min_rank: float = setting(2.0, "Smallest effective rank (RankMe) of a healthy encoder.")
-    min_std: float = setting(0.02, "Smallest embedding deviation; isotropic embeddings have 1.")
+    min_std: float = setting(0.02, "Smallest embedding std; isotropic embeddings have 1.")
     patience: int = setting(3, "Bad measurements in a row that raise an alarm.")
     action: Action = setting(Action.warn, "What an alarm does besides the warning.")
     command: str | None = setting(
@@ -129,7 +129,7 @@ class CollapseMonitor:
             return None
         return (
             f"The encoder is collapsing: effective rank {rank:.2f} "
-            f"(collapse.min_rank={self.config.min_rank:g}), embedding deviation {std:.3f} "
+            f"(collapse.min_rank={self.config.min_rank:g}), embedding std {std:.3f} "
             f"(collapse.min_std={self.config.min_std:g}), stability margin {margin:.3f}. Raise "
             "loss.contrastive_weight or teacher.momentum, or lower optimizer.lr."
         )

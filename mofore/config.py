@@ -7,11 +7,10 @@ leaves this module.
 
 import difflib
 import itertools
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_type_hints
+from typing import Any, TypeVar
 
 import hydra
 import yaml
@@ -21,7 +20,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.plugins import Plugins
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mofore.bad_updates import BadUpdateConfig
@@ -39,7 +38,6 @@ from mofore.parallel.engine_config import EngineConfig
 from mofore.settings import setting
 
 CONFIG_DIR = Path(__file__).parent / "configs"
-GROUPS = ("backbone", "experiment")  # of a pretraining: whole files of keys
 
 
 @dataclass
@@ -192,54 +190,15 @@ def _explain(error: Exception, kind: type) -> str:
     return f"configuration: {key + ': ' if key and key not in text else ''}{text}{hint}"
 
 
-def describe_keys(kind: type, config_dir: Path | None = None) -> str:
-    """A table of every key with its type, default and description, as `--help` prints it."""
-    rows = [("key", "type", "default", "description"), *_key_rows(kind(), "")]
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    lines = ["  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows]
-    if kind is PretrainConfig:
-        lines += ["", "Groups of keys, from YAML files:"]
-        lines += [f"{group}={'|'.join(_group_options(group, config_dir))}" for group in GROUPS]
-    return "\n".join(lines)
-
-
-def _group_options(group: str, config_dir: Path | None) -> list[str]:
-    folders = [folder for folder in (config_dir, CONFIG_DIR) if folder]
-    return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
-
-
-def _key_rows(config: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
-    hints = get_type_hints(type(config))
-    for each in fields(config):
-        value = getattr(config, each.name)
-        if is_dataclass(value):
-            yield from _key_rows(value, f"{prefix}{each.name}.")
-            continue
-        description = each.metadata.get("description", "")
-        default = "(required)" if value == MISSING else _plain(value)
-        default = "null" if default is None else str(default)
-        yield f"{prefix}{each.name}", _type_name(hints[each.name]), default, description
-
-
-def _type_name(hint: Any) -> str:
-    """int, int|null, list[float], or the options of an enum: mse|smooth_l1."""
-    if isinstance(hint, type) and issubclass(hint, Enum):
-        return "|".join(hint.__members__)
-    options = get_args(hint)
-    if type(None) in options:
-        names = [_type_name(option) for option in options if option is not type(None)]
-        return "|".join([*names, "null"])
-    return hint.__name__ if isinstance(hint, type) and not options else str(hint)
-
-
 def to_plain_dict(config: Any) -> dict[str, Any]:
     """A configuration as nested plain dictionaries; enums by name."""
-    return _plain(asdict(config))
+    return to_plain(asdict(config))
 
 
-def _plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """Enums by name, also inside dictionaries."""
     if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: to_plain(item) for key, item in value.items()}
     return value.name if isinstance(value, Enum) else value
 
 

@@ -31,8 +31,8 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], document: Any) -> None:
-    """Write one JSON document atomically, indented."""
-    write_text(path, json.dumps(document, indent=1))
+    """Write one JSON document atomically, indented. ValueError for NaN or infinity."""
+    write_text(path, json.dumps(document, indent=1, allow_nan=False))
 
 
 def append_jsonl(path: str | os.PathLike[str], record: dict[str, Any]) -> None:

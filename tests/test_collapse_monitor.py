@@ -50,7 +50,7 @@ def test_an_alarm_needs_several_bad_measurements_in_a_row():
         False,
     ]
     assert (
-        "effective rank 1.10 (collapse.min_rank=2), embedding deviation 0.010 "
+        "effective rank 1.10 (collapse.min_rank=2), embedding std 0.010 "
         "(collapse.min_std=0.02)" in (monitor.check(COLLAPSED) or monitor.check(COLLAPSED))
     )
 

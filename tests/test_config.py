@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from mofore.config import (
-    describe_keys,
-    expand_sweep,
     CONFIG_DIR,
     PretrainConfig,
     compose,
+    expand_sweep,
     flatten_dict,
     read_config,
     to_plain_dict,
     write_config,
 )
+from mofore.config_help import describe_keys
 from mofore.errors import UserError
 from mofore.evaluation.config import EvaluateConfig
 from mofore.launch.cluster import SubmitConfig

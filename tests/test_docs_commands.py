@@ -16,7 +16,7 @@ from mofore.launch.cluster import ClusterConfig
 from tests.pages import IDS, PAGES, REPOSITORY, blocks, spans
 
 PROGRAMS = ("mofore", "python", "make", "pytest", "torchrun")
-SHELL = ("git", "cd", "source", "python3.11", ".venv/bin/pip")  # setup, not ours to check
+SHELL = ("git", "cd", "source", "eval", "python3.11", ".venv/bin/pip")  # setup, not ours to check
 
 
 def commands(path: Path) -> list[str]:

@@ -11,9 +11,12 @@ from mofore.files import append_jsonl, read_jsonl, replace_file, write_json, wri
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
-    with pytest.raises(RuntimeError), replace_file(path) as temporary:
+    def fail(temporary):
         temporary.write_text("half")
-        raise RuntimeError
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError), replace_file(path) as temporary:
+        fail(temporary)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     write_json(path, {"a": 1})

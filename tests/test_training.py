@@ -97,12 +97,13 @@ def assert_same_run(run: Path, reference: Path, step: int = 4) -> None:
     rounding (a bias before a softmax) may differ by a step: the teacher, which moved a tenth of it,
     tells more than each weight.
     """
-    for ours, theirs in zip(metrics(run), metrics(reference), strict=True):
-        assert ours == pytest.approx(theirs, rel=2e-4, abs=1e-6)
-    ours_, theirs_ = state(run, step), state(reference, step)
-    weights = [name for name in theirs_ if name.startswith("weights/")]
-    assert distance(ours_, theirs_, weights) < 1e-3
-    assert distance(ours_, theirs_, [name for name in weights if "teacher" in name]) < 5e-4
+    for line, expected in zip(metrics(run), metrics(reference), strict=True):
+        assert line == pytest.approx(expected, rel=2e-4, abs=1e-6)
+    run_state, reference_state = state(run, step), state(reference, step)
+    weights = [name for name in reference_state if name.startswith("weights/")]
+    teacher = [name for name in weights if "teacher" in name]
+    assert distance(run_state, reference_state, weights) < 1e-3
+    assert distance(run_state, reference_state, teacher) < 5e-4
 
 
 def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[float]]:
@@ -156,13 +157,13 @@ def test_one_process_is_a_plain_loop_in_pytorch(tmp_path, run_small, manifest):
     config = compose(PretrainConfig, [*SMALL, f"data.manifest={manifest}"])
     expected, losses = plain_loop(config)
     assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=1e-4)
-    ours = state(run, 4)
+    trained = state(run, 4)
     print(
-        distance(ours, expected, expected),
-        distance(ours, expected, [n for n in expected if "teacher" in n]),
+        distance(trained, expected, expected),
+        distance(trained, expected, [n for n in expected if "teacher" in n]),
     )
-    assert distance(ours, expected, expected) < 1e-3
-    assert distance(ours, expected, [name for name in expected if "teacher" in name]) < 5e-4
+    assert distance(trained, expected, expected) < 1e-3
+    assert distance(trained, expected, [name for name in expected if "teacher" in name]) < 5e-4
 
 
 def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):

@@ -123,7 +123,7 @@ def backward_and_step(engine: Engine, loss: Tensor, allowed: bool = True) -> flo
 
     The norm is L2, before clipping. Non-finite gradients skip the update on every rank: then the
     norm is inf or nan. `allowed=False` at the last micro-batch does the same. DeepSpeed skips such
-    updates at stages 1-3; at stage 0 the optimizer is told here.
+    updates at stages 1-3; at stage 0 this function sets the optimizer's found_inf.
     """
     engine.backward(loss if allowed else loss * torch.nan)
     updates, norm = engine.is_gradient_accumulation_boundary(), None

@@ -43,7 +43,7 @@ def folders(run: Path) -> list[str]:
 
 
 def test_what_is_saved_is_the_state_at_that_step(tmp_path, saver, monkeypatch):
-    """Though the training goes on before the first byte is written."""
+    """Even if training continues before the first byte is written."""
     may_write, write = threading.Event(), module.write_shards
     monkeypatch.setattr(module, "write_shards", lambda *rest: may_write.wait() and write(*rest))
     weights = torch.arange(10000.0).view(1000, 10)

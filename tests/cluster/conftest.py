@@ -1,4 +1,4 @@
-"""One cluster for all tests here, and a user at its login node."""
+"""One SLURM cluster for all tests here, and the commands of a user at its login node."""
 
 import os
 import subprocess
@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.cluster.slurm import Cluster, as_user_error, missing
+from tests.cluster.slurm import Cluster, missing, output_of
 from tests.ranks import REPOSITORY
 
-# 300 steps of some hundredths of a second: long enough to be hit on the way
+# 300 steps of some hundredths of a second: long enough to be interrupted
 LONG = (
     "steps=300",
     "global_batch=4",
@@ -43,8 +43,8 @@ SLURM = ("cluster=slurm", "cluster.cpus_per_task=1", "cluster.signal_delay=30", 
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     if "slurm" not in os.environ.get("MOFORE_REQUIRE", ""):
         pytest.skip(
-            "untested here: submission, requeues and sweeps on a real SLURM. It starts daemons as root and takes ten "
-            "minutes: MOFORE_REQUIRE=slurm make test"
+            "untested here: submission, requeues and sweeps on a real SLURM. It starts daemons as "
+            "root and takes ten minutes: MOFORE_REQUIRE=slurm make test"
         )
     assert missing() is None, missing()
     cluster = Cluster(tmp_path_factory.mktemp("cluster"))
@@ -55,21 +55,26 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         cluster.stop()
 
 
+def job_of(submitted: subprocess.CompletedProcess[str]) -> str:
+    """The id in the first line, "job ID: ..."."""
+    return submitted.stdout.split(":")[0].removeprefix("job ")
+
+
 class User(NamedTuple):
-    """Types commands, and looks at what comes of them."""
+    """Runs commands as at a login node."""
 
     manifest: Path
 
-    def submit(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.types("launch/submit.py", *words)
+    def submit(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+        return self._run("launch/submit.py", *argv)
 
-    def mofore(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
-        return self.types("-m", "mofore.launch.cli", *words)
+    def mofore(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
+        return self._run("-m", "mofore.launch.cli", *argv)
 
-    def types(self, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    def _run(self, *argv: str | Path) -> subprocess.CompletedProcess[str]:
         own = {"PYTHONPATH": str(REPOSITORY), "COLUMNS": "160"}
         return subprocess.run(
-            [sys.executable, *map(str, words)],
+            [sys.executable, *map(str, argv)],
             cwd=REPOSITORY,
             capture_output=True,
             text=True,
@@ -77,28 +82,31 @@ class User(NamedTuple):
             env=os.environ | own,
         )
 
-    def pretrain(self, run: Path, *words: str) -> str:
+    def pretrain(self, run: Path, *keys: str) -> str:
         """Submit LONG to the cluster; returns the id of its job."""
-        done = self.submit(
-            *SLURM, *LONG, f"data.manifest={self.manifest}", f"run_dir={run}", *words
+        submitted = self.submit(
+            *SLURM, *LONG, f"data.manifest={self.manifest}", f"run_dir={run}", *keys
         )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout.split(":")[0].removeprefix("job ")
+        assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+        return job_of(submitted)
 
 
 @pytest.fixture
 def user(cluster: Cluster, manifest: Path) -> Iterator[User]:
     yield User(manifest)
     subprocess.run(["scancel", "--me"], check=False)
-    until(lambda: as_user_error("squeue", "--noheader") == "", 60)
+    until(lambda: output_of("squeue", "--noheader") == "", 60)
 
 
 def until(
-    holds: Callable[[], bool], seconds: float = 180, say: Callable[[], str] = lambda: ""
+    condition: Callable[[], bool],
+    seconds: float = 180,
+    describe: Callable[[], str] = lambda: "",
 ) -> None:
+    """Wait for the condition; AssertionError with `describe` after so many seconds."""
     end = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < end, say() or f"did not happen within {seconds} s"
+    while not condition():
+        assert time.monotonic() < end, describe() or f"did not happen within {seconds} s"
         time.sleep(0.2)
 
 
@@ -108,8 +116,8 @@ def step_of(run: Path) -> int:
 
 
 def state_of(job: str) -> str:
-    """SLURM's word for it, from accounting."""
-    lines = as_user_error("sacct", "-X", "-n", "-P", "-j", job, "-o", "State").splitlines()
+    """The state of the job in SLURM's accounting."""
+    lines = output_of("sacct", "-X", "-n", "-P", "-j", job, "-o", "State").splitlines()
     return lines[-1].split()[0] if lines else "NONE"
 
 
@@ -119,30 +127,27 @@ def log_of(run: Path, job: str, rank: int = 0) -> str:
 
 
 def ended(run: Path, job: str, seconds: float = 240) -> str:
-    """Wait for the end of a job, hastening what waits for its delay after a requeue; returns its state."""
-    seen: list[float] = []  # since when it looks ended
+    """Wait for the end of a job, without SLURM's delay after a requeue; returns its state."""
+    ended_since: list[float] = []  # when it was first seen ended
 
-    def over() -> bool:
-        waiting = as_user_error(
+    def is_over() -> bool:
+        waiting = output_of(
             "squeue", "--noheader", "--states=PENDING", f"--jobs={job}", "--format=%r"
         )
-        if "BeginTime" in waiting:  # SLURM lets a requeued job wait for two minutes
-            # not at once: SLURM tells two starts of a job apart by the second, and refuses to start it then
+        if "BeginTime" in waiting:  # SLURM delays a requeued job by two minutes
+            # not at once: SLURM tells starts of a job apart by the second, and refuses the same one
             subprocess.run(["scontrol", "update", f"JobId={job}", "StartTime=now+3"], check=False)
             time.sleep(4)
-        if (
-            as_user_error("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-            or state_of(job) not in ENDS
-        ):
-            seen.clear()
+        queued = output_of("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+        if queued or state_of(job) not in ENDS:
+            ended_since.clear()
             return False
-        # on its way back into the queue a job looks failed for a moment
-        seen.append(time.monotonic())
-        return seen[-1] - seen[0] > 4
+        # a job that is being requeued looks failed for a moment
+        ended_since.append(time.monotonic())
+        return ended_since[-1] - ended_since[0] > 4
 
-    until(
-        over,
-        seconds,
-        lambda: as_user_error("scontrol", "show", "job", job) + log_of(run, job)[-3000:],
-    )
+    def describe() -> str:
+        return output_of("scontrol", "show", "job", job) + log_of(run, job)[-3000:]
+
+    until(is_over, seconds, describe)
     return state_of(job)

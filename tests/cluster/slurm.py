@@ -1,9 +1,12 @@
-"""A real SLURM of two nodes on this machine, with accounting, for the time of the tests. Needs root and Debian's packages:
+"""A real SLURM of two nodes on this machine, with accounting, while the tests run.
+
+It needs root and Debian's packages:
 
     apt-get install slurm-wlm slurmdbd munge mariadb-server
 
-munged -> mariadbd -> slurmdbd -> slurmctld -> one slurmd a node, each a child of this process on ports of its own.
-Partitions: low (preempted by high, and put back into the queue), patient (the same with a grace of 20 seconds), high, short (at most five minutes).
+munged -> mariadbd -> slurmdbd -> slurmctld -> one slurmd per node, each a child of this process on
+its own ports. Partitions: low (preempted by high and requeued), patient (the same with a grace time
+of 20 seconds), high, short (at most five minutes).
 """
 
 import contextlib
@@ -30,7 +33,7 @@ NODES = ("node1", "node2")
 
 
 def missing() -> str | None:
-    """Why there can be no cluster here."""
+    """Why a cluster cannot start here; None if it can."""
     absent = [program for program in PROGRAMS if shutil.which(program) is None]
     if absent:
         return f"no {', '.join(absent)}: apt-get install slurm-wlm slurmdbd munge mariadb-server"
@@ -44,7 +47,7 @@ class Cluster:
         self.conf = folder / "slurm.conf"
 
     def start(self) -> None:
-        """Raises RuntimeError with the log of the part that does not answer."""
+        """Raises RuntimeError with the log of the daemon that does not answer."""
         for name in ("munge", "state", "log", "db"):
             (self.folder / name).mkdir()
         key = self.folder / "munge/munge.key"
@@ -99,9 +102,7 @@ class Cluster:
             self.start_node(node)
         self._until(
             "slurmctld",
-            lambda: (
-                as_user_error("sinfo", "-h", "-p", "low", "-o", "%T %D") == f"idle {len(NODES)}"
-            ),
+            lambda: output_of("sinfo", "-h", "-p", "low", "-o", "%T %D") == f"idle {len(NODES)}",
         )
 
     def start_node(self, node: str) -> None:
@@ -109,7 +110,7 @@ class Cluster:
         self._start("slurmd", "-D", "-N", node, name=node)
 
     def kill_node(self, node: str) -> None:
-        """As if the machine had lost its power: the daemon, the steps, and all that they started."""
+        """Simulate a power loss: kill the daemon, the steps, and all processes they started."""
         marks = {f"SLURMD_NODENAME={node}", f"SLURM_CONF={self.conf}"}
         tasks = {pid for pid in _processes() if marks <= set(_environment(pid))}
         steps = {_parent(pid) for pid in tasks} - tasks
@@ -128,10 +129,10 @@ class Cluster:
                 process.kill()
         os.environ.pop("SLURM_CONF", None)
 
-    def _start(self, program: str, *words: str, name: str = "", **environment: str) -> None:
+    def _start(self, program: str, *arguments: str, name: str = "", **environment: str) -> None:
         with (self.folder / "log" / f"{name or program}.out").open("a") as log:
             self.running[name or program] = subprocess.Popen(
-                [program, *words],
+                [program, *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -157,7 +158,8 @@ class Cluster:
         )
         conf.chmod(0o600)
         lines = "".join(
-            f"NodeName={node} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port} CPUs=8 RealMemory=16000 State=UNKNOWN\n"
+            f"NodeName={node} NodeHostname={self.host} NodeAddr=127.0.0.1 Port={port} "
+            "CPUs=8 RealMemory=16000 State=UNKNOWN\n"
             for node, port in zip(NODES, nodes, strict=True)
         )
         everywhere = f"Nodes={','.join(NODES)} State=UP"
@@ -199,7 +201,7 @@ PartitionName=short {everywhere} MaxTime=5 PriorityTier=1
 """)
 
 
-def as_user_error(*command: str) -> str:
+def output_of(*command: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
@@ -218,7 +220,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _resolve(names: tuple[str, ...]) -> None:
-    """A job's first node is where its ranks meet: its name must lead here."""
+    """The ranks meet on the first node of a job, so its name must resolve to this machine."""
     hosts = Path("/etc/hosts")
     known = hosts.read_text().split()
     with hosts.open("a") as file:

@@ -1,4 +1,4 @@
-"""launch/submit.py on a real SLURM: what it refuses, what it prints, what it keeps; sweeps."""
+"""launch/submit.py on a real SLURM: errors, output, the snapshot of the code, sweeps."""
 
 import json
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from mofore.launch.submit import main
-from tests.cluster.conftest import LONG, SLURM, User, ended, log_of, state_of, until
-from tests.cluster.slurm import as_user_error
+from tests.cluster.conftest import LONG, SLURM, User, ended, job_of, log_of, state_of, until
+from tests.cluster.slurm import output_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 FEW = ("steps=4", "checkpoint.every=2", "workers=0")
@@ -29,7 +29,7 @@ MISTAKES = {
     "processors": (["cluster.cpus_per_task=64"], "cluster.cpus_per_task"),
     "accelerators": (["cluster.gpus_per_node=8", "global_batch=8"], "cluster.gpus_per_node"),
     "constraint": (["cluster.constraint=moon"], "cluster.constraint"),
-    "option": (["cluster.sbatch_args=nice"], "'nice' is no option"),
+    "option": (["cluster.sbatch_args=nice"], "'nice' is not an option"),
     "unknown option": (["cluster.sbatch_args=--nicest=1"], "man sbatch"),
     "batch over a range": (
         ["cluster.nodes=1-2", "cluster.tasks_per_node=3"],
@@ -41,18 +41,18 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistake_is_told_and_nothing_is_submitted(
+def test_mistake_is_reported_and_nothing_is_submitted(
     mistake: str, user: User, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, said = MISTAKES[mistake]
+    argv, message = MISTAKES[mistake]
     code = main(
-        [*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={tmp_path / 'run'}", *words]
+        [*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={tmp_path / 'run'}", *argv]
     )
-    told_user = capsys.readouterr()
-    assert code == 2, told_user.out
-    assert said in told_user.err
-    assert "Traceback" not in told_user.err
-    assert as_user_error("squeue", "--noheader") == ""
+    captured = capsys.readouterr()
+    assert code == 2, captured.out
+    assert message in captured.err
+    assert "Traceback" not in captured.err
+    assert output_of("squeue", "--noheader") == ""
     assert not list(tmp_path.iterdir())
 
 
@@ -67,7 +67,7 @@ def test_folder_that_cannot_be_written(user: User, tmp_path: Path) -> None:
 
 def test_dry_run_submits_nothing(user: User, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    words = [
+    argv = [
         "cluster.nodes=2",
         "cluster.tasks_per_node=2",
         "cluster.account=lab",
@@ -77,7 +77,7 @@ def test_dry_run_submits_nothing(user: User, tmp_path: Path) -> None:
         "cluster.prologue=module load cuda",
     ]
     done = user.submit(
-        *SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={run}", *words, "--dry-run"
+        *SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={run}", *argv, "--dry-run"
     )
     assert done.returncode == 0, done.stderr
     for line in (
@@ -94,11 +94,11 @@ def test_dry_run_submits_nothing(user: User, tmp_path: Path) -> None:
     ):
         assert line in done.stdout, line
     assert not run.exists()
-    assert as_user_error("squeue", "--noheader") == ""
+    assert output_of("squeue", "--noheader") == ""
 
 
 def test_job_runs_the_code_of_its_submission(user: User, tmp_path: Path) -> None:
-    """And a second submission to the same run folder is refused, with the job that has it."""
+    """A second submission to the same run folder is refused, and names the job that uses it."""
     run = tmp_path / "run"
     job = user.pretrain(run, *FEW, "cluster.sbatch_args=--hold")
     (code,) = (run / "jobs/code").iterdir()
@@ -107,41 +107,37 @@ def test_job_runs_the_code_of_its_submission(user: User, tmp_path: Path) -> None
     again = user.submit(*SLURM, *LONG, f"data.manifest={user.manifest}", f"run_dir={run}")
     assert again.returncode == 2
     assert f"has a job already: pretrain, job {job}" in again.stderr
-    as_user_error("scontrol", "release", job)
+    output_of("scontrol", "release", job)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
     assert f"the copy of the code {trains}" in log_of(run, job)
     commit = json.loads((run / "environment.json").read_text())["commit"]
     assert commit == json.loads((code / "snapshot.json").read_text())["commit"]
 
 
-def test_preparation_and_evaluation_through_the_same_door(
-    user: User, motion_videos: Path, tmp_path: Path
-) -> None:
+def test_prepare_and_evaluate_in_jobs(user: User, motion_videos: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "data", tmp_path / "run"
     lists = [str(motion_videos / name) for name in ("trainlist01.txt", "testlist01.txt")]
-    done = user.submit(*SLURM, "task=prepare", motion_videos, "--out", data, "--split", *lists)
+    done = user.submit("prepare", motion_videos, "--out", data, "--split", *lists, *SLURM)
     assert done.returncode == 0, done.stderr
-    job = done.stdout.split(":")[0].removeprefix("job ")
+    job = job_of(done)
     assert ended(data, job) == "COMPLETED", log_of(data, job)
     job = User(data / "manifest.parquet").pretrain(run, *FEW)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
-    done = user.submit(
-        *SLURM, "task=evaluate", f"run={run}", "workers=0", "bootstrap_resamples=20", "knn_k=3"
-    )
+    done = user.submit(*SLURM, "evaluate", run, "workers=0", "bootstrap_resamples=20", "knn_k=3")
     assert done.returncode == 0, done.stderr
-    job = done.stdout.split(":")[0].removeprefix("job ")
+    job = job_of(done)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
     assert (run / "evaluation/results.json").exists()
 
 
 def test_sweep_shows_failures_and_runs_what_is_missing(user: User, tmp_path: Path) -> None:
-    """Two sizes, of which the second meets a run folder that is another run's; then that is mended."""
+    """Two sizes. The second finds the run folder of another run, until that is removed."""
     root = tmp_path / "sweep"
-    spoilt = root / "backbone=compact"
-    spoilt.mkdir(parents=True)
-    (spoilt / "config.yaml").write_text(f"steps: 7\ndata: {{manifest: {user.manifest}}}\n")
-    keys = [word for word in LONG if not word.startswith("backbone.")]
-    words = [
+    occupied = root / "backbone=compact"
+    occupied.mkdir(parents=True)
+    (occupied / "config.yaml").write_text(f"steps: 7\ndata: {{manifest: {user.manifest}}}\n")
+    keys = [key for key in LONG if not key.startswith("backbone.")]
+    argv = [
         *SLURM,
         *keys,
         *FEW,
@@ -151,10 +147,10 @@ def test_sweep_shows_failures_and_runs_what_is_missing(user: User, tmp_path: Pat
         "backbone=micro,compact",
         "evaluate.workers=0",
         "evaluate.bootstrap_resamples=20",
-        "evaluate.k=3",
+        "evaluate.knn_k=3",
         "--multirun",
     ]
-    done = user.submit(*words)
+    done = user.submit(*argv)
     assert done.returncode == 0, done.stderr
     ids = [
         line.split(":")[0].removeprefix("job ")
@@ -165,28 +161,30 @@ def test_sweep_shows_failures_and_runs_what_is_missing(user: User, tmp_path: Pat
     assert [each.endswith(f"_{i}") for i, each in enumerate(ids[:2])] == [True, True]
     state = ended(root, ids[4], 300)
     assert [state_of(each) for each in ids[:4]] == ["COMPLETED", "FAILED", "COMPLETED", "CANCELLED"]
-    assert state == "FAILED"  # a comparison that lacks a run says so
+    assert state == "FAILED"  # the comparison lacks a run
     shown = (root / "compare.txt").read_text()
     assert "backbone=micro" in shown
     assert "backbone=compact: no results: pretrain FAILED" in shown
     assert "run folder of another configuration" in shown
 
     assert "FAILED" in user.mofore("jobs", root).stdout
-    (spoilt / "config.yaml").unlink()
-    done = user.submit(*words)
+    (occupied / "config.yaml").unlink()
+    done = user.submit(*argv)
     lines = [line for line in done.stdout.splitlines() if line.startswith("job ")]
     assert len(lines) == 3, done.stdout + done.stderr
     assert "backbone=micro" not in done.stdout
     last = lines[-1].split(":")[0].removeprefix("job ")
     assert ended(root, last, 300) == "COMPLETED", (root / "compare.txt").read_text()
     assert json.loads((root / "compare.json").read_text())["failures"] == {}
-    assert "nothing is missing" in user.submit(*words).stdout
+    assert "nothing is missing" in user.submit(*argv).stdout
 
 
-def test_sweep_that_is_refused_half_way_leaves_nothing(user: User, tmp_path: Path) -> None:
-    """The account may have two jobs: the array is taken, its evaluations are not, so the array is taken back."""
+def test_partly_refused_sweep_leaves_no_job(user: User, tmp_path: Path) -> None:
+    """The account may have two jobs: SLURM accepts the array, refuses the evaluations, and the
+    array is cancelled.
+    """
     root = tmp_path / "sweep"
-    words = [
+    argv = [
         *SLURM,
         *LONG,
         f"data.manifest={user.manifest}",
@@ -195,14 +193,14 @@ def test_sweep_that_is_refused_half_way_leaves_nothing(user: User, tmp_path: Pat
         "--multirun",
     ]
     limit = ["sacctmgr", "-i", "modify", "user", "root", "set"]
-    as_user_error(*limit, "maxsubmitjobs=2")
+    output_of(*limit, "maxsubmitjobs=2")
     try:
-        done = user.submit(*words, "cluster.sbatch_args=--hold")
+        done = user.submit(*argv, "cluster.sbatch_args=--hold")
     finally:
-        as_user_error(*limit, "maxsubmitjobs=-1")
+        output_of(*limit, "maxsubmitjobs=-1")
     assert done.returncode == 2, done.stdout
     assert "submit limit" in done.stderr
-    until(lambda: as_user_error("squeue", "--noheader") == "", 30)
+    until(lambda: output_of("squeue", "--noheader") == "", 30)
     logs = [*root.rglob("jobs.jsonl")]
     assert len(logs) == 2
     assert not any(log.read_text() for log in logs)

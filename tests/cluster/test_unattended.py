@@ -1,4 +1,4 @@
-"""Runs on a real SLURM that nobody watches: whatever ends them, they go on to the weights of the undisturbed run."""
+"""Interrupted runs on a real SLURM end with the weights of the undisturbed run."""
 
 import json
 import os
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.conftest import LONG, User, ended, log_of, state_of, step_of, until
-from tests.cluster.slurm import Cluster, as_user_error
+from tests.cluster.conftest import LONG, User, ended, job_of, log_of, state_of, step_of, until
+from tests.cluster.slurm import Cluster, output_of
 from tests.small import differing, distance, state
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -35,11 +35,11 @@ def same(run: Path, other: Path) -> bool:
 
 
 def under_way(run: Path, job: str, step: int = 40) -> None:
-    until(lambda: step_of(run) >= step, 120, lambda: log_of(run, job) + as_user_error("squeue"))
+    until(lambda: step_of(run) >= step, 120, lambda: log_of(run, job) + output_of("squeue"))
 
 
-def preempt(*words: str) -> None:
-    """Another job takes the whole cluster for a moment."""
+def preempt(*options: str) -> None:
+    """Submit a short job of higher priority that takes the whole cluster."""
     subprocess.run(
         [
             "sbatch",
@@ -47,7 +47,7 @@ def preempt(*words: str) -> None:
             "--nodes=2",
             "--exclusive",
             "--output=/dev/null",
-            *words,
+            *options,
             "--wrap=sleep 1",
         ],
         check=True,
@@ -56,31 +56,31 @@ def preempt(*words: str) -> None:
 
 
 @pytest.mark.parametrize("partition", ["low", "patient"])
-def test_preempted_job_saves_is_requeued_and_goes_on(
+def test_preempted_job_saves_is_requeued_and_resumes(
     partition: str, user: User, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """SIGTERM, without a grace time and with one; submitit by itself bypasses it."""
+    """SIGTERM, without a grace time and with one; submitit alone ignores it."""
     run = tmp_path / "run"
     job = user.pretrain(run, f"cluster.partition={partition}", "workers=1")
     under_way(run, job)
     preempt()
     assert ended(run, job) == "COMPLETED", log_of(run, job)
     assert len(starts(run)) == 2
-    assert "stopped by SIGTERM" in log_of(run, job)
+    assert "Stopped by SIGTERM" in log_of(run, job)
     assert same(run, undisturbed)
 
 
 def test_time_limit(user: User, undisturbed: Path, tmp_path: Path) -> None:
-    """SIGUSR2 ahead of the limit, sent by SLURM itself. It looks at limits twice a minute: the run is held until then."""
+    """SLURM sends SIGUSR2 before the limit. It checks twice a minute: the run is paused so long."""
     run = tmp_path / "run"
     job = user.pretrain(run, "engine.timeout=300")
     under_way(run, job, 10)
     os.kill(json.loads((run / "owner.json").read_text())["pid"], signal.SIGSTOP)
     set_limit(job, 1)  # SLURM sends SIGCONT with its signal
-    until(lambda: "back into the queue" in log_of(run, job), 120, lambda: log_of(run, job))
+    until(lambda: "the job is requeued" in log_of(run, job), 120, lambda: log_of(run, job))
     set_limit(job, 10)
     assert ended(run, job) == "COMPLETED", log_of(run, job)
-    assert "stopped by SIGUSR2" in log_of(run, job)
+    assert "Stopped by SIGUSR2" in log_of(run, job)
     assert len(starts(run)) == 2
     assert same(run, undisturbed)
 
@@ -125,15 +125,15 @@ def test_two_nodes_of_two_ranks_train_the_model_of_one_node_of_four(
     assert start["nodes"] == ["node1", "node2"]
     assert start["tasks"] == 4
     assert not differing(state(tmp_path / "two", 12), state(tmp_path / "one", 12))
-    # every rank has a log of its own, and that of rank 0 tells how far it is, a line at a time
+    # every rank has its own log; that of rank 0 has the progress, one line at a time
     assert all(log_of(tmp_path / "two", jobs["two"], rank) for rank in range(4))
     assert "step 12/12" in log_of(tmp_path / "two", jobs["two"]).replace("\r", "\n")
 
 
-def test_lost_node_and_what_is_left_of_the_cluster(
+def test_lost_node_and_elastic_resume(
     cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """A node loses power. Submitted with --nodes=1-2, the run goes on with the one that is left."""
+    """A node loses power. Submitted with --nodes=1-2, the run resumes on the remaining node."""
     run = tmp_path / "run"
     job = user.pretrain(run, "cluster.nodes=1-2", "engine.timeout=25")
     under_way(run, job)
@@ -143,20 +143,20 @@ def test_lost_node_and_what_is_left_of_the_cluster(
     finally:
         cluster.start_node("node2")
         until(
-            lambda: as_user_error("sinfo", "-h", "-p", "low", "-o", "%T %D") == "idle 2",
+            lambda: output_of("sinfo", "-h", "-p", "low", "-o", "%T %D") == "idle 2",
             60,
-            lambda: as_user_error("sinfo"),
+            lambda: output_of("sinfo"),
         )
     assert [start["tasks"] for start in starts(run)] == [2, 1]
     weights = [name for name in state(run, STEPS) if name.startswith("weights/")]
     assert distance(state(run, STEPS), state(undisturbed, STEPS), weights) < 1e-2
-    assert "rank 1" in log_of(run, job)  # the survivor names the lost one
+    assert "rank 1" in log_of(run, job)  # the other rank names the lost one
 
 
-def test_node_that_comes_back(
+def test_node_that_restarts(
     cluster: Cluster, user: User, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The only node of a run loses power in the middle, without a word to the run, and is started again."""
+    """The only node of a run loses power, without a signal to the run, and is started again."""
     run = tmp_path / "run"
     job = user.pretrain(run, "cluster.nodelist=node2")
     under_way(run, job)
@@ -167,7 +167,7 @@ def test_node_that_comes_back(
     assert same(run, undisturbed)
 
 
-def test_crash_is_not_requeued_for_ever(user: User, tmp_path: Path) -> None:
+def test_repeated_crash_is_not_requeued(user: User, tmp_path: Path) -> None:
     run = tmp_path / "run"
     job = user.pretrain(
         run, "cluster.max_failures=2", "cluster.prologue=export PYTHONHOME=/nowhere"
@@ -176,18 +176,18 @@ def test_crash_is_not_requeued_for_ever(user: User, tmp_path: Path) -> None:
     log = log_of(run, job)
     assert "not requeued: 2 starts in a row ended without a new checkpoint" in log
     assert f"mofore resume {run}" in log
-    assert as_user_error("scontrol", "show", "job", job).count("Restarts=1") == 1
+    assert output_of("scontrol", "show", "job", job).count("Restarts=1") == 1
 
 
-def test_mistake_of_the_user_is_not_requeued(user: User, tmp_path: Path) -> None:
-    """The run folder is another run's: the job says so, once."""
+def test_user_error_is_not_requeued(user: User, tmp_path: Path) -> None:
+    """The run folder is that of another run: the job reports it once."""
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.yaml").write_text("steps: 7\ndata: {manifest: elsewhere}\n")
     job = user.pretrain(run)
     assert ended(run, job) == "FAILED"
     assert "run folder of another configuration" in log_of(run, job)
-    assert "Restarts=0" in as_user_error("scontrol", "show", "job", job)
+    assert "Restarts=0" in output_of("scontrol", "show", "job", job)
 
 
 def test_cancelled_job_stays_cancelled_and_resumes_on_request(
@@ -201,19 +201,19 @@ def test_cancelled_job_stays_cancelled_and_resumes_on_request(
     shown = user.mofore("jobs", run).stdout
     assert job in shown
     assert "CANCELLED" in shown
-    until(lambda: "stopped by SIGTERM" in log_of(run, job), 30, lambda: log_of(run, job))
+    until(lambda: "Stopped by SIGTERM" in log_of(run, job), 30, lambda: log_of(run, job))
     until(lambda: state_of(job) == "CANCELLED", 30)
     refused = user.mofore("resume", run, "optimizer.lr=1")
     assert refused.returncode == 2
     assert "optimizer.lr decides what" in refused.stderr
     done = user.mofore("resume", run, "cluster.time=20m", "checkpoint.every=50")
     assert done.returncode == 0, done.stderr
-    again = done.stdout.split(":")[0].removeprefix("job ")
+    again = job_of(done)
     assert ended(run, again) == "COMPLETED", log_of(run, again)
     assert same(run, undisturbed)
     assert "step 300/300" in user.mofore("logs", run).stdout
 
-    # without accounting the folder tells what the queue has forgotten
+    # without accounting, the state comes from the run folder
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/squeue").symlink_to(shutil.which("squeue"))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))

@@ -12,4 +12,7 @@ def logger_state() -> Iterator[None]:
     logger = logging.getLogger("mofore")
     before = logger.level, logger.propagate, list(logger.handlers)
     yield
+    for handler in logger.handlers:
+        if handler not in before[2]:
+            handler.close()
     logger.level, logger.propagate, logger.handlers = before

@@ -16,9 +16,21 @@ from mofore.launch.cli import build_parser, main
 from mofore.launch.cluster import ClusterConfig
 from tests.ranks import REPOSITORY
 
-COMMANDS = (
-    "prepare pretrain evaluate report export compare config submit jobs logs cancel resume demo"
-).split()
+COMMANDS = [
+    "prepare",
+    "pretrain",
+    "evaluate",
+    "report",
+    "export",
+    "compare",
+    "config",
+    "submit",
+    "jobs",
+    "logs",
+    "cancel",
+    "resume",
+    "demo",
+]
 KEYS = {
     "pretrain": "data.token_keep_ratio",
     "config": "data.token_keep_ratio",

@@ -1,4 +1,4 @@
-"""The same run on 1, 2 and 4 ranks at ZeRO 0 to 3, and a checkpoint of any of them goes on as any
+"""The same run on 1, 2 and 4 ranks at ZeRO 0 to 3, and a checkpoint of any of them resumes as any
 other.
 
 Equal means to fp32 rounding: sums over ranks and shards are taken in another order.
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ranks, pytest.mark.slow]
 
 WORLDS, STAGES = (1, 2, 4), (0, 1, 2, 3)
 ALL = [(world, stage) for world in WORLDS for stage in STAGES]
-# Every stage goes on as each other, and every number of ranks as each other.
+# Every stage resumes as every other, and every number of ranks as every other.
 MOVES = [((WORLDS[(a + b) % 3], a), (WORLDS[b % 3], b)) for a in STAGES for b in STAGES]
 BF16_MOVES = [((1, 0), (2, 3)), ((2, 3), (1, 0)), ((2, 2), (4, 1)), ((4, 1), (2, 2))]
 
@@ -59,7 +59,7 @@ def whole(tmp_path_factory, manifest) -> Path:
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory, whole, manifest) -> Path:
-    """Folder with the runs that went on elsewhere at half their steps."""
+    """Folder with the runs that resumed elsewhere at half their steps."""
     folder = tmp_path_factory.mktemp("moved")
     move_all(folder, whole, MOVES, f"data.manifest={manifest}")
     return folder
@@ -75,13 +75,13 @@ def reference(manifest) -> tuple[dict[str, torch.Tensor], list[float]]:
 def test_every_place_is_plain_pytorch(whole, reference, place):
     """Teacher, student and forecaster; every parameter is there, and moved."""
     (expected, losses), run = reference, whole / name(place)
-    ours = state(run, 4)
+    trained = state(run, 4)
     assert [line["loss"] for line in metrics(run)] == pytest.approx(losses, rel=2e-4)
-    assert {key for key in ours if key.startswith("weights/")} == expected.keys()
-    assert distance(ours, expected, expected) < 1e-3
-    assert distance(ours, expected, [key for key in expected if "teacher" in key]) < 5e-4
+    assert {key for key in trained if key.startswith("weights/")} == expected.keys()
+    assert distance(trained, expected, expected) < 1e-3
+    assert distance(trained, expected, [key for key in expected if "teacher" in key]) < 5e-4
     half = state(run, 2)
-    assert [key for key in half if torch.equal(half[key], ours[key])] == []
+    assert [key for key in half if torch.equal(half[key], trained[key])] == []
 
 
 @pytest.mark.parametrize("place", ALL, ids=name)
@@ -95,7 +95,7 @@ def test_as_many_files_as_ranks_of_equal_size(whole, place):
 
 
 @pytest.mark.parametrize(("source", "to"), MOVES, ids=str)
-def test_a_checkpoint_goes_on_anywhere(whole, moved, source, to):
+def test_a_checkpoint_resumes_anywhere(whole, moved, source, to):
     assert_same_run(moved / f"{name(source)}-to-{name(to)}", whole / name((1, 0)))
 
 
