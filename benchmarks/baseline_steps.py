@@ -56,7 +56,7 @@ def mofore_passes(config: PretrainConfig, backward: bool = True) -> Step:
     """Forward, and backward unless disabled, of the bare module, without an optimizer.
 
     Gradients are allocated once, as in a run. The step returns the loss. Without backward, the loss
-    keeps every activation alive that backward would need.
+    holds every activation that backward would need.
     """
     model = build_pretraining(config.model(), 0)
     batch = random_batch(config, torch.device("cpu"))

@@ -1,2 +1,1 @@
-"""The YAML that hydra composes; found through this package, so that an installed MoFore has it too.
-"""
+"""The YAML that hydra composes; found through this package, so that an installed MoFore has it too."""

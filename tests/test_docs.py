@@ -130,7 +130,9 @@ def anchors(text: str) -> set[str]:
     }
 
 
-@pytest.mark.parametrize("path", [*PAGES, REPOSITORY / "CHANGELOG.md"], ids=[*IDS, "CHANGELOG.md"])
+@pytest.mark.parametrize(
+    "path", [*PAGES, REPOSITORY / "CHANGELOG.md", REPOSITORY / "benchmarks/README.md"]
+)
 def test_links_resolve(path: Path) -> None:
     text = path.read_text()
     for target in re.findall(r"\]\(([^)\s]+)\)", prose(text)):

@@ -11,6 +11,7 @@ from mofore.files import append_jsonl, read_jsonl, replace_file, write_json, wri
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file"
     write_text(path, "old")
+
     def fail(temporary):
         temporary.write_text("half")
         raise BrokenPipeError

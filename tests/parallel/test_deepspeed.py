@@ -14,8 +14,10 @@ from mofore.parallel.engine_config import EngineConfig
 
 
 @pytest.fixture(params=[1, 2, 3])
-def engine(request, environment) -> Engine:
+def engine(request, environment, monkeypatch) -> Engine:
     """An engine of one rank after one update, at stages 1, 2 and 3."""
+    # Stage 3 replaces it for the whole process, and later runs would round differently.
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
     start_ranks(60)
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False))
     groups = [{"params": list(layer.parameters())} for layer in model]
@@ -42,10 +44,9 @@ def test_parameters_have_the_attributes_that_we_read(engine):
         assert callable(mapping.update_hp), "the fp32 copy is no longer updated by update_hp"
 
 
+@pytest.mark.parametrize("engine", [1, 2], indirect=True)
 def test_moments_must_be_linked_by_us(engine):
     """If DeepSpeed links them for every parameter group, `_link_moments` can go."""
-    if engine.zero_optimization_stage() == 3:
-        pytest.skip("stage 3 reads moments with safe_get_local_optimizer_state")
     optimizer = engine.optimizer
     assert hasattr(optimizer, "_hp_optimizer_states_linked"), "DeepSpeed renamed the flag"
     optimizer._hp_optimizer_states_linked = False
