@@ -1,1 +1,1 @@
-"""The YAML that hydra composes; found through this package, so that an installed MoFore has it too."""
+"""YAML files of the configuration: pretrain, evaluate, submit, and groups of keys in folders."""
