@@ -133,14 +133,19 @@ def _kill_worker(running: list[RankProcess]) -> bool:
 
 
 def _damage_newest(campaign: Campaign, kind: str) -> bool:
-    """Damage the newest checkpoint between two starts, if there is one before it."""
+    """Damage the newest checkpoint between two starts, if there is one before it.
+
+    False also if an earlier fault has already deleted the file.
+    """
     checkpoints = list_checkpoints(campaign.run_dir)
     if len(checkpoints) < 2:
         return False
     folder = checkpoints[-1][1]
-    path = folder / META_NAME
-    if kind != "checkpoint.json deleted":
-        path = campaign.rng.choice(sorted(folder.glob("*.safetensors")))
+    pattern = META_NAME if kind == "checkpoint.json deleted" else "*.safetensors"
+    paths = sorted(folder.glob(pattern))
+    if not paths:
+        return False
+    path = campaign.rng.choice(paths)
     if kind.endswith("deleted"):
         path.unlink()
     elif kind == "file truncated":
