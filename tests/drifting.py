@@ -10,7 +10,7 @@ from mofore.errors import UserError
 from mofore.parallel.collectives import get_rank
 
 if __name__ == "__main__":
-    run, *words = sys.argv[1:]
+    run, *overrides = sys.argv[1:]
     update, calls = trainer.Trainer.update, []
 
     def flipping(self, *rest):
@@ -25,7 +25,8 @@ if __name__ == "__main__":
     try:
         train.train(
             compose(
-                PretrainConfig, [*words, f"run_dir={run}", "engine.check_ranks_every=1", "steps=6"]
+                PretrainConfig,
+                [*overrides, f"run_dir={run}", "engine.check_ranks_every=1", "steps=6"],
             )
         )
     except UserError as found:

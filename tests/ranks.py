@@ -1,6 +1,4 @@
-"""Starts several gloo ranks on this machine: as a user would (torchrun), forked (in no time), or as
-SLURM's tasks are.
-"""
+"""Starts gloo ranks on this machine: with torchrun, forked (fast), or as SLURM tasks."""
 
 import multiprocessing
 import os
@@ -20,9 +18,7 @@ REPOSITORY = Path(__file__).parent.parent
 
 
 def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> str:
-    """Run `module` on `world` ranks and return what it printed; AssertionError with all of it where
-    it fails.
-    """
+    """Run `module` on `world` ranks and return its output; AssertionError if it fails."""
     command = [
         sys.executable,
         "-m",
@@ -44,9 +40,7 @@ def torchrun(world: int, module: str, *arguments: str, timeout: float = 300) -> 
 
 
 def warm_up() -> None:
-    """A process that imports what ranks and workers need, and is forked for each: to import takes
-    longer than to train.
-    """
+    """Start the process that ranks are forked from: imports take longer than the training."""
     multiprocessing.set_forkserver_preload(["mofore.train"])
     with children_ignore_stop_signals():
         forkserver.ensure_running()
@@ -72,9 +66,9 @@ def run_ranks(world: int, module: str, *arguments: str, timeout: float = 300) ->
         for rank in ranks:
             rank.kill()
             rank.join()
-        said = log.read_text()
-    assert codes == [0] * world, f"exit codes {codes}: {said}"
-    return said
+        output = log.read_text()
+    assert codes == [0] * world, f"exit codes {codes}: {output}"
+    return output
 
 
 def _rank(
@@ -92,9 +86,7 @@ def _rank(
 def start_tasks(
     world: int, log: Path, module: str, *arguments: str, **environment: str
 ) -> list[subprocess.Popen]:
-    """The ranks as processes of their own, as SLURM starts tasks: nobody ends one for another's
-    sake.
-    """
+    """Start the ranks as separate processes, as SLURM does: none is ended because of another."""
     common = {
         "TASKS_OF": str(log),
         "MASTER_ADDR": "127.0.0.1",

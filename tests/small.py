@@ -9,12 +9,8 @@ from torch import Tensor
 
 from mofore.checkpoint.reader import Checkpoint
 
-# Two tubelets in time, two targets, warm-up, decay, clipping and a checkpoint half way.
-SMALL = (
-    "steps=4",
-    "global_batch=4",
-    "workers=0",
-    "checkpoint.every=2",
+# Clips of two tubelets in time; a model whose step takes hundredths of a second.
+TINY = (
     "backbone.embed_dim=48",
     "backbone.depth=2",
     "backbone.num_heads=3",
@@ -23,12 +19,20 @@ SMALL = (
     "data.frames=4",
     "data.fps=12",
     "data.size=32",
-    "data.targets=2",
-    "data.token_keep_ratio=1",
     "data.gap.max=0.5",
     "forecaster.dim=48",
     "forecaster.depth=1",
     "forecaster.heads=3",
+)
+# Two targets, warm-up, decay, clipping and a checkpoint half way.
+SMALL = (
+    "steps=4",
+    "global_batch=4",
+    "workers=0",
+    "checkpoint.every=2",
+    *TINY,
+    "data.targets=2",
+    "data.token_keep_ratio=1",
     "teacher.momentum=0.9",
     "optimizer.lr=1e-3",
     "optimizer.warmup_steps=2",

@@ -40,9 +40,7 @@ def test_a_spike_is_judged_by_the_last_losses():
 
 
 def break_steps(monkeypatch, broken: dict[int, float]) -> list[int]:
-    """Make the loss of the n-th call of `backward_and_step` not finite, as a fault of the hardware
-    would; the calls that were broken.
-    """
+    """Break the loss of these calls of `backward_and_step`; returns the calls that were broken."""
     calls, done = [], []
     real = module.backward_and_step
 
@@ -59,9 +57,9 @@ def break_steps(monkeypatch, broken: dict[int, float]) -> list[int]:
 
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_bad_update_is_skipped_and_counted(tmp_path, run_small, monkeypatch, zero):
-    words = [f"engine.zero_stage={zero}", "checkpoint.every=1", "checkpoint.keep_last=9"]
+    overrides = [f"engine.zero_stage={zero}", "checkpoint.every=1", "checkpoint.keep_last=9"]
     done = break_steps(monkeypatch, {2: math.nan})
-    run = run_small(tmp_path / "run", *words)
+    run = run_small(tmp_path / "run", *overrides)
     assert done == [2]
     assert differing(state(run, 1), state(run, 3)) != []
     assert not (run / "checkpoints" / "step-2").exists()  # none is saved between skipped updates
@@ -74,14 +72,14 @@ def test_a_bad_update_is_skipped_and_counted(tmp_path, run_small, monkeypatch, z
     copy = tmp_path / "copy"
     shutil.copytree(run, copy)
     shutil.rmtree(copy / "checkpoints" / "step-4")
-    run_small(copy, *words)
+    run_small(copy, *overrides)
     assert differing(state(copy, 4), state(run, 4)) == []
     assert metrics(copy) == metrics(run)
 
 
 @pytest.mark.parametrize("zero", [0, 1])
 def test_a_skipped_update_changes_nothing(tmp_path, run_small, monkeypatch, zero):
-    words = [
+    overrides = [
         f"engine.zero_stage={zero}",
         "steps=3",
         "checkpoint.every=1",
@@ -89,16 +87,21 @@ def test_a_skipped_update_changes_nothing(tmp_path, run_small, monkeypatch, zero
         "bad_updates.max_consecutive=5",
     ]
     break_steps(monkeypatch, {3: math.inf})
-    run = run_small(tmp_path / "run", *words)
+    run = run_small(tmp_path / "run", *overrides)
     assert differing(state(run, 3), state(run, 2)) == []
 
 
 @pytest.mark.parametrize("zero", [0, 2])
 def test_a_fault_that_is_gone_leaves_no_trace(tmp_path, run_small, monkeypatch, caplog, zero):
-    words = [f"engine.zero_stage={zero}", "steps=6", "bad_updates.max_consecutive=2", "workers=1"]
-    whole = run_small(tmp_path / "whole", *words)
+    overrides = [
+        f"engine.zero_stage={zero}",
+        "steps=6",
+        "bad_updates.max_consecutive=2",
+        "workers=1",
+    ]
+    whole = run_small(tmp_path / "whole", *overrides)
     break_steps(monkeypatch, {4: math.nan, 5: math.nan})
-    run = run_small(tmp_path / "run", *words)
+    run = run_small(tmp_path / "run", *overrides)
     assert "Steps 4 to 5 failed: the loss or its gradient is not finite" in caplog.text
     assert "Rolling back to step 2" in caplog.text
     assert differing(state(run, 6), state(whole, 6)) == []
@@ -112,24 +115,24 @@ def test_a_fault_that_is_gone_leaves_no_trace(tmp_path, run_small, monkeypatch, 
 
 def test_a_fault_that_recurs_stops_the_run(tmp_path, run_small):
     run = tmp_path / "run"
-    words = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.every=1", "steps=9"]
+    overrides = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.every=1", "steps=9"]
     with pytest.raises(UserError) as stopped:
-        run_small(run, *words)
-    said = str(stopped.value)
-    assert "Steps 2 to 4 failed: the loss or its gradient is not finite" in said
-    assert "again, with the same samples" in said
-    assert "bad_updates.jsonl" in said
+        run_small(run, *overrides)
+    message = str(stopped.value)
+    assert "Steps 2 to 4 failed: the loss or its gradient is not finite" in message
+    assert "again, with the same samples" in message
+    assert "bad_updates.jsonl" in message
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-1"]
     # at once, though the process is another
     with pytest.raises(UserError, match="again, with the same samples"):
-        run_small(run, *words)
+        run_small(run, *overrides)
     assert len((run / "bad_updates.jsonl").read_text().splitlines()) == 3
 
 
 def test_without_a_checkpoint_there_is_no_way_back(tmp_path, run_small):
-    words = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.every=100", "steps=9"]
+    overrides = ["optimizer.lr=1e30", "optimizer.warmup_steps=0", "checkpoint.every=100", "steps=9"]
     with pytest.raises(UserError, match="and there is no checkpoint yet"):
-        run_small(tmp_path / "run", *words)
+        run_small(tmp_path / "run", *overrides)
 
 
 def test_a_spike_is_skipped(tmp_path, run_small, monkeypatch):
@@ -143,7 +146,7 @@ def test_a_spike_is_skipped(tmp_path, run_small, monkeypatch):
         )
 
     monkeypatch.setattr(module, "all_reduce_mean", spiked)
-    words = ["steps=10", "bad_updates.spike_threshold=20", "bad_updates.window=10"]
-    run = run_small(tmp_path / "run", *words)
+    overrides = ["steps=10", "bad_updates.spike_threshold=20", "bad_updates.window=10"]
+    run = run_small(tmp_path / "run", *overrides)
     assert [line["skipped_updates"] for line in metrics(run)] == [0] * 7 + [1] * 3
     assert metrics(run)[7]["loss"] > 1000

@@ -100,17 +100,7 @@ def test_a_collapsing_run_is_caught(tmp_path, run_small):
     with pytest.raises(UserError, match="The encoder is collapsing"):
         run_small(run, *LONGER, *COLLAPSING, "collapse.action=stop")
     seen = measurements(run)
-    print(
-        [
-            (
-                line["step"],
-                line["monitor_effective_rank"],
-                line["monitor_embedding_std"],
-                line["monitor_stability_margin"],
-            )
-            for line in seen
-        ]
-    )
+    print(seen)
     assert seen[-1]["monitor_effective_rank"] < 2 or seen[-1]["monitor_embedding_std"] < 0.02
     assert os.listdir(run / "checkpoints")  # they are kept
 
@@ -119,17 +109,7 @@ def test_a_collapsing_run_is_caught(tmp_path, run_small):
 def test_a_healthy_run_passes(tmp_path, run_small, caplog):
     run = run_small(tmp_path / "run", *LONGER, "collapse.action=stop")
     seen = measurements(run)
-    print(
-        [
-            (
-                line["step"],
-                line["monitor_effective_rank"],
-                line["monitor_embedding_std"],
-                line["monitor_stability_margin"],
-            )
-            for line in seen
-        ]
-    )
+    print(seen)
     assert [line["step"] for line in seen] == list(range(5, 101, 5))
     assert all(line["monitor_effective_rank"] > 2 for line in seen)
     assert "collapsing" not in caplog.text

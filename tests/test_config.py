@@ -99,19 +99,19 @@ def test_the_paper_is_as_published():
     }
     assert {key: flat[key] for key in published} == published
     assert config.loss.contrastive_weight > 0
-    said = (CONFIG_DIR / "experiment" / "paper.yaml").read_text()
-    assert "Not published, chosen here" in said
+    message = (CONFIG_DIR / "experiment" / "paper.yaml").read_text()
+    assert "Not published, chosen here" in message
 
 
 def test_an_experiment_gives_way_to_the_command():
-    words = [SET, "experiment=demo", "backbone=vit_tiny", "data.size=64", "data.gap.max=0.75"]
-    config = compose(PretrainConfig, words)
+    overrides = [SET, "experiment=demo", "backbone=vit_tiny", "data.size=64", "data.gap.max=0.75"]
+    config = compose(PretrainConfig, overrides)
     assert (config.backbone.embed_dim, config.data.size, config.data.gap.max) == (None, 64, 0.75)
     assert config.data.frames == compose(PretrainConfig, [SET, "experiment=demo"]).data.frames
 
 
 @pytest.mark.parametrize(
-    ("words", "said"),
+    ("overrides", "message"),
     [
         ([], "data.manifest is not set"),
         ([SET, "stepz=3"], "stepz.*Did you mean steps"),
@@ -149,14 +149,14 @@ def test_an_experiment_gives_way_to_the_command():
         ([SET, "data.augment.crop_min_area=0"], "data.augment.crop_min_area=0"),
     ],
 )
-def test_mistakes_are_named(words, said):
-    with pytest.raises(UserError, match=said) as mistake:
-        compose(PretrainConfig, words)
+def test_mistakes_are_named(overrides, message):
+    with pytest.raises(UserError, match=message) as mistake:
+        compose(PretrainConfig, overrides)
     assert "\n" not in str(mistake.value)
 
 
 @pytest.mark.parametrize(
-    ("kind", "words", "said"),
+    ("kind", "overrides", "message"),
     [
         (EvaluateConfig, [], "run is not set"),
         (EvaluateConfig, ["run=x", "views=1"], "views=1"),
@@ -170,9 +170,9 @@ def test_mistakes_are_named(words, said):
         (SubmitConfig, ["cluster=debug", "cluster.tasks_per_node=2"], "cluster=debug"),
     ],
 )
-def test_mistakes_in_other_configurations_are_named(kind, words, said):
-    with pytest.raises(UserError, match=said):
-        compose(kind, words)
+def test_mistakes_in_other_configurations_are_named(kind, overrides, message):
+    with pytest.raises(UserError, match=message):
+        compose(kind, overrides)
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_mistakes_in_other_configurations_are_named(kind, words, said):
     [(8, None, 1, (8, 1)), (8, 2, 2, (2, 2)), (8, None, 4, (2, 1))],
 )
 def test_a_global_batch_is_cut(batch, micro, world, cut):
-    words = [SET, f"global_batch={batch}", f"micro_batch={'null' if micro is None else micro}"]
-    assert compose(PretrainConfig, words).split_batch(world) == cut
+    overrides = [SET, f"global_batch={batch}", f"micro_batch={'null' if micro is None else micro}"]
+    assert compose(PretrainConfig, overrides).split_batch(world) == cut
 
 
 @pytest.mark.parametrize(
@@ -194,21 +194,21 @@ def test_a_global_batch_that_does_not_divide_is_named(batch, micro, world):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["experiment=paper"], ["experiment=demo", "optimizer.betas=[0.5,0.6]"]]
+    "overrides", [[], ["experiment=paper"], ["experiment=demo", "optimizer.betas=[0.5,0.6]"]]
 )
-def test_what_is_written_is_read_back(tmp_path, words):
-    config = compose(PretrainConfig, [SET, *words])
+def test_what_is_written_is_read_back(tmp_path, overrides):
+    config = compose(PretrainConfig, [SET, *overrides])
     write_config(config, tmp_path / "config.yaml")
     assert read_config(tmp_path / "config.yaml") == config
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("stepz: 3", "config.yaml.*stepz"), ("steps: many", "config.yaml.*steps.*many")],
 )
-def test_a_config_file_that_does_not_fit_is_named(tmp_path, text, said):
+def test_a_config_file_that_does_not_fit_is_named(tmp_path, text, message):
     (tmp_path / "config.yaml").write_text(text)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         read_config(tmp_path / "config.yaml")
 
 

@@ -31,11 +31,9 @@ def test_a_folder_in_use_is_refused_with_its_owner(tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_leaves_no_lock_behind(tmp_path, manifest):
-    """Another process cannot train into the folder while the first lives, and can at once when it
-    is killed.
-    """
-    run, words = tmp_path / "run", ["steps=2000", "checkpoint.every=5"]
-    fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *words]
+    """Another process cannot use the folder while the first lives, and can once it is killed."""
+    run, overrides = tmp_path / "run", ["steps=2000", "checkpoint.every=5"]
+    fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *overrides]
     command = [sys.executable, "-m", "mofore.train", *fixed]
     first = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,6 +1,4 @@
-"""train: resumed equals uninterrupted, and a plain loop in PyTorch equals what DeepSpeed does in
-one process.
-"""
+"""train: resumed equals uninterrupted, and DeepSpeed in one process equals plain PyTorch."""
 
 import json
 import os
@@ -56,11 +54,11 @@ def resume_from_half(run: Path, copy: Path) -> Path:
 def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, run_small, zero):
     """Bit for bit: student, forecaster, teacher, both moments, and every metric but times.
 
-    Not stage 3, which test_ranks has in processes of its own: DeepSpeed then replaces torch's
+    Not stage 3, which test_ranks runs in separate processes: DeepSpeed then replaces torch's
     linear function for good, and what this process computes later differs in its last digits.
     """
-    words = [f"engine.zero_stage={zero}", "micro_batch=2", "backbone.drop_path=0.3"]
-    whole = run_small(tmp_path / "whole", *words)
+    overrides = [f"engine.zero_stage={zero}", "micro_batch=2", "backbone.drop_path=0.3"]
+    whole = run_small(tmp_path / "whole", *overrides)
     assert sorted(path.name for path in (whole / "checkpoints").iterdir()) == ["step-2", "step-4"]
     lines = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
@@ -68,12 +66,12 @@ def test_a_resumed_run_is_the_uninterrupted_run(tmp_path, run_small, zero):
     assert list((whole / "tensorboard").iterdir())
 
     resumed = resume_from_half(whole, tmp_path / "resumed")
-    run_small(resumed, *words)
+    run_small(resumed, *overrides)
     assert differing(state(resumed, 4), state(whole, 4)) == []
     assert metrics(resumed) == metrics(whole)
 
     before = metrics(whole)
-    run_small(whole, *words)  # a finished run has nothing to do
+    run_small(whole, *overrides)  # a finished run has nothing to do
     assert metrics(whole) == before
 
 
@@ -184,12 +182,10 @@ def test_bf16_keeps_weights_in_fp32(tmp_path, run_small):
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manifest, number):
-    """SLURM and Ctrl-C signal every process of a run, so its workers get the signal too, here while
-    it waits for them.
-    """
-    words = ["steps=12", "checkpoint.every=100", "global_batch=16", "micro_batch=4"]
+    """SLURM and Ctrl-C signal every process: the workers too, while the rank waits for them."""
+    overrides = ["steps=12", "checkpoint.every=100", "global_batch=16", "micro_batch=4"]
     run = tmp_path / "run"
-    fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *words, "workers=1"]
+    fixed = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", *overrides, "workers=1"]
     with (tmp_path / "log").open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mofore.train", *fixed],
@@ -204,16 +200,16 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, run_small, manife
         finally:
             process.kill()
             process.wait()
-    said = (tmp_path / "log").read_text()
-    assert code == 75, said
-    assert f"Stopped by {number.name}: " in said
-    assert "Rerun the same command to resume." in said
+    output = (tmp_path / "log").read_text()
+    assert code == 75, output
+    assert f"Stopped by {number.name}: " in output
+    assert "Rerun the same command to resume." in output
     (saved,) = (run / "checkpoints").iterdir()
     assert saved.name == f"step-{len(metrics(run))}"
 
-    run_small(run, *words)
+    run_small(run, *overrides)
     assert [line["step"] for line in metrics(run)] == list(range(1, 13))
-    whole = run_small(tmp_path / "whole", *words)
+    whole = run_small(tmp_path / "whole", *overrides)
     assert differing(state(run, 12), state(whole, 12)) == []
     assert metrics(run) == metrics(whole)
 

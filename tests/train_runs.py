@@ -1,7 +1,8 @@
-"""Run as a rank: train several runs one after the other, each in a folder of its own.
+"""Run as a rank: train several runs one after the other, each in a separate folder.
 
-python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...  The last words
-are for all of them.
+python -m tests.train_runs FOLDER NAME:KEY=VALUE:KEY=VALUE,NAME:... KEY=VALUE ...
+
+The last overrides apply to all runs.
 """
 
 import sys

@@ -1,6 +1,4 @@
-"""checkpoint: cut into shares, committed by one rename, verified, pruned; what does not fit is
-named in time.
-"""
+"""checkpoint: sharded, committed by one rename, verified, pruned; misfits are named."""
 
 import json
 import os
@@ -157,7 +155,7 @@ def other_step(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("file", "damage", "said"),
+    ("file", "damage", "message"),
     [
         ("rank-00000.safetensors", truncate, r"is damaged: \d+ bytes of \d+"),
         ("rank-00000.safetensors", flip, "is damaged: its digest differs"),
@@ -167,14 +165,14 @@ def other_step(path: Path) -> None:
         ("checkpoint.json", other_step, "is damaged: its digest differs"),
     ],
 )
-def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, file, damage, said):
+def test_a_damaged_one_is_named_and_the_one_before_is_used(tmp_path, file, damage, message):
     save(tmp_path, 1)
     folder = save(tmp_path, 2)
     damage(folder / file)
     newest, faults = find_latest_checkpoint(tmp_path)
     assert newest.step == 1
     assert len(faults) == 1
-    with pytest.raises(AssertionError, match=rf"step-2/{file} {said}"):
+    with pytest.raises(AssertionError, match=rf"step-2/{file} {message}"):
         raise AssertionError(faults[0])
     rename_damaged(tmp_path, newest.step)
     assert folders(tmp_path) == ["step-1", "step-2.damaged"]
@@ -208,18 +206,18 @@ class Student(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("shape", "name", "said"),
+    ("shape", "name", "message"),
     [
         ((4, 2), "student", r"student.a has shape \[3, 2\], this configuration makes it \[4, 2\]"),
         ((3, 2), "forecaster", "has no weights/forecaster.a"),
     ],
 )
-def test_other_shapes_and_other_models_are_named(tmp_path, shape, name, said):
+def test_other_shapes_and_other_models_are_named(tmp_path, shape, name, message):
     saved = Checkpoint(save(tmp_path, 1))
     model = nn.ModuleDict({"student": Student(3, 2)})
     saved.load_weights(model)
     assert torch.equal(model["student"].a, 1 + torch.arange(6.0).view(3, 2))
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         saved.load_weights(nn.ModuleDict({name: Student(*shape)}))
 
 
@@ -229,11 +227,11 @@ def contents(run: Path) -> dict[str, bytes]:
     }
 
 
-def refused(run_small, run: Path, said: str, *words: str) -> None:
+def refused(run_small, run: Path, message: str, *overrides: str) -> None:
     """Training into this folder raises this error, and nothing in the folder changes."""
     before = contents(run)
-    with pytest.raises(UserError, match=said):
-        run_small(run, *words)
+    with pytest.raises(UserError, match=message):
+        run_small(run, *overrides)
     assert contents(run) == before
 
 

@@ -1,6 +1,4 @@
-"""saver: writes beside the training, commits whole checkpoints, retries failed saves, uploads
-copies.
-"""
+"""saver: writes beside the training, commits whole checkpoints, retries, uploads."""
 
 import json
 import os
@@ -88,12 +86,12 @@ def test_a_disk_that_fails_is_reported_and_retried(tmp_path, saver, caplog):
         assert not saver.commit()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    said = caplog.text
+    output = caplog.text
     assert (
         "The checkpoint of step 40 could not be written: rank 0: OSError: [Errno 27] File too large"
-        in said
+        in output
     )
-    assert "the save will be retried" in said
+    assert "the save will be retried" in output
     assert folders(tmp_path) == ["step-20"]  # committed checkpoints stay, nothing else is left
     assert [step for step in range(41, 61) if saver.should_save(step)] == [
         42,
@@ -199,9 +197,9 @@ def test_a_run_that_cannot_write_its_last_checkpoint_reports_it(tmp_path, manife
         "    return write(path, *rest)\n"
         "saver.write_shards = at_most; from mofore.train import main; sys.exit(main(sys.argv[1:]))"
     )
-    words = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}"]
+    overrides = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}"]
     done = subprocess.run(
-        [sys.executable, "-c", script, *words], capture_output=True, text=True, env=os.environ
+        [sys.executable, "-c", script, *overrides], capture_output=True, text=True, env=os.environ
     )
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr

@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.slurm import Cluster, missing, output_of
 from tests.ranks import REPOSITORY
+from tests.small import TINY
 
 # 300 steps of some hundredths of a second: long enough to be interrupted
 LONG = (
@@ -20,19 +21,8 @@ LONG = (
     "workers=0",
     "checkpoint.every=25",
     "collapse.every=0",
-    "backbone.embed_dim=48",
-    "backbone.depth=2",
-    "backbone.num_heads=3",
-    "backbone.patch_size=8",
-    "backbone.tubelet_size=2",
-    "data.frames=4",
-    "data.fps=12",
-    "data.size=32",
+    *TINY,
     "data.targets=1",
-    "data.gap.max=0.5",
-    "forecaster.dim=48",
-    "forecaster.depth=1",
-    "forecaster.heads=3",
     "engine.timeout=90",
 )
 ENDS = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

@@ -1,6 +1,4 @@
-"""The private parts of DeepSpeed that mofore.parallel.engine uses; a failure here names the change
-that breaks us.
-"""
+"""The private parts of DeepSpeed that the engine uses; a failure names the change."""
 
 import subprocess
 import sys
@@ -64,9 +62,7 @@ def test_the_update_count_is_in_the_inner_optimizer(engine):
 
 
 def test_no_inference_operator_is_built():
-    """DeepSpeed would compile for a minute and, in shared memory, wait forever for a rank that
-    died.
-    """
+    """DeepSpeed would compile for a minute, and wait forever for a dead rank."""
     load_deepspeed()
     from deepspeed.comm.torch import TorchBackend
 

@@ -1,5 +1,4 @@
-"""The same run on 1, 2 and 4 ranks at ZeRO 0 to 3, and a checkpoint of any of them resumes as any
-other.
+"""The same run on 1, 2, 4 ranks at ZeRO 0 to 3; any checkpoint resumes on any of them.
 
 Equal means to fp32 rounding: sums over ranks and shards are taken in another order.
 """
@@ -28,7 +27,7 @@ def name(place: tuple[int, int]) -> str:
     return f"ranks-{place[0]}-zero-{place[1]}"
 
 
-def train_all(folder: Path, runs: dict[str, tuple[int, int]], *words: str) -> None:
+def train_all(folder: Path, runs: dict[str, tuple[int, int]], *overrides: str) -> None:
     """One launch a number of ranks: run NAME at (ranks, stage)."""
     for world in WORLDS:
         specs = [
@@ -38,15 +37,21 @@ def train_all(folder: Path, runs: dict[str, tuple[int, int]], *words: str) -> No
         ]
         if specs:
             run_ranks(
-                world, "tests.train_runs", str(folder), ",".join(specs), *SMALL, *words, timeout=500
+                world,
+                "tests.train_runs",
+                str(folder),
+                ",".join(specs),
+                *SMALL,
+                *overrides,
+                timeout=500,
             )
 
 
-def move_all(folder: Path, whole: Path, moves: list, *words: str) -> None:
+def move_all(folder: Path, whole: Path, moves: list, *overrides: str) -> None:
     runs = {f"{name(source)}-to-{name(to)}": to for source, to in moves}
     for source, to in moves:
         resume_from_half(whole / name(source), folder / f"{name(source)}-to-{name(to)}")
-    train_all(folder, runs, *words)
+    train_all(folder, runs, *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +111,10 @@ def test_every_pair_is_moved_between():
 
 def test_under_autocast_too(tmp_path, manifest):
     """bf16 products, fp32 state: a move changes no more than the order of bf16 sums does."""
-    words = ["engine.precision=bf16", f"data.manifest={manifest}"]
+    overrides = ["engine.precision=bf16", f"data.manifest={manifest}"]
     places = {name(place): place for move in BF16_MOVES for place in move}
-    train_all(tmp_path / "whole", places, *words)
-    move_all(tmp_path, tmp_path / "whole", BF16_MOVES, *words)
+    train_all(tmp_path / "whole", places, *overrides)
+    move_all(tmp_path, tmp_path / "whole", BF16_MOVES, *overrides)
     one = state(tmp_path / "whole" / name((1, 0)), 4)
     weights = [key for key in one if key.startswith("weights/")]
     apart = [distance(state(tmp_path / "whole" / other, 4), one, weights) for other in places]

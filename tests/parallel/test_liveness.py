@@ -1,6 +1,4 @@
-"""liveness: a dead or stopped rank ends the others in time, by number; ranks that diverge are
-named.
-"""
+"""liveness: a lost rank ends the others in time, and is named; so are diverged ranks."""
 
 import contextlib
 import json
@@ -28,14 +26,14 @@ TIMEOUT = 20  # seconds; more than workers take to start on a busy machine
 def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
     """Within the configured time, with a message that names it and exit code 75."""
     run = tmp_path / "run"
-    words = [
+    overrides = [
         *SMALL,
         f"data.manifest={manifest}",
         f"run_dir={run}",
         "steps=100000",
         f"engine.timeout={TIMEOUT}",
     ]
-    tasks = start_tasks(2, tmp_path, "mofore.train", *words, "checkpoint.every=5", "workers=1")
+    tasks = start_tasks(2, tmp_path, "mofore.train", *overrides, "checkpoint.every=5", "workers=1")
     try:
         wait_for_steps(run, 7, tasks[0])
         tasks[which].send_signal(number)
@@ -46,13 +44,13 @@ def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
         for task in tasks:
             task.kill()
             task.wait()
-    said = (tmp_path / f"rank-{lost}.log").read_text()
-    assert code == EXIT_RESUMABLE, said
-    assert f"Rank {lost} stops: " in said
-    assert f"rank {which}" in said.split(f"Rank {lost} stops: ")[1]
-    assert "Traceback" not in said.split("Rank ")[0]
+    output = (tmp_path / f"rank-{lost}.log").read_text()
+    assert code == EXIT_RESUMABLE, output
+    assert f"Rank {lost} stops: " in output
+    assert f"rank {which}" in output.split(f"Rank {lost} stops: ")[1]
+    assert "Traceback" not in output.split("Rank ")[0]
     assert took < 2 * TIMEOUT
-    print(said.splitlines()[-1], f"({took:.1f} s)")
+    print(output.splitlines()[-1], f"({took:.1f} s)")
     end = time.monotonic() + 10
     while left := processes_of(tmp_path):
         assert time.monotonic() < end, f"left behind, workers among them: {left}"
@@ -64,8 +62,8 @@ def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
 def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
     """DeepSpeed's own groups would wait for it for half an hour."""
     run = tmp_path / "run"
-    words = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", f"engine.timeout={TIMEOUT}"]
-    tasks = start_tasks(2, tmp_path, "mofore.train", *words)
+    overrides = [*SMALL, f"data.manifest={manifest}", f"run_dir={run}", f"engine.timeout={TIMEOUT}"]
+    tasks = start_tasks(2, tmp_path, "mofore.train", *overrides)
     try:
         end = time.monotonic() + 120
         while not (run / "owner.json").exists() and time.monotonic() < end:
@@ -76,9 +74,9 @@ def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
         for task in tasks:
             task.kill()
             task.wait()
-    said = (tmp_path / "rank-0.log").read_text()
-    assert code == EXIT_RESUMABLE, said
-    assert "Rank 0 stops: " in said
+    output = (tmp_path / "rank-0.log").read_text()
+    assert code == EXIT_RESUMABLE, output
+    assert "Rank 0 stops: " in output
     assert time.monotonic() - began < 3 * TIMEOUT
 
 
@@ -86,7 +84,12 @@ def test_a_rank_that_is_stopped_while_the_run_starts(tmp_path, manifest):
 @pytest.mark.slow
 def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, manifest):
     """A client of torch's store waits for it without end."""
-    words = [*SMALL, f"data.manifest={manifest}", f"run_dir={tmp_path / 'run'}", "engine.timeout=4"]
+    overrides = [
+        *SMALL,
+        f"data.manifest={manifest}",
+        f"run_dir={tmp_path / 'run'}",
+        "engine.timeout=4",
+    ]
     # takes connections and never answers, as a stopped process does
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
@@ -95,7 +98,7 @@ def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, ma
             1,
             tmp_path,
             "mofore.train",
-            *words,
+            *overrides,
             RANK="1",
             WORLD_SIZE="2",
             MASTER_PORT=str(silent.getsockname()[1]),
@@ -105,9 +108,9 @@ def test_the_host_of_the_store_is_stopped_before_the_ranks_have_met(tmp_path, ma
         finally:
             task.kill()
             task.wait()
-    said = (tmp_path / "rank-0.log").read_text()
-    assert code == EXIT_RESUMABLE, said
-    assert "Rank 1 stops: " in said
+    output = (tmp_path / "rank-0.log").read_text()
+    assert code == EXIT_RESUMABLE, output
+    assert "Rank 1 stops: " in output
 
 
 def processes_of(log: Path) -> list[str]:
@@ -142,9 +145,7 @@ def test_a_rank_that_makes_progress_is_left_alone(monkeypatch):
 
 
 def test_its_threads_end_before_it_does():
-    """Python ends a process by SIGABRT whose thread is in torch's store when it finishes: a done
-    run looked failed.
-    """
+    """A thread inside torch's store at exit aborts Python, so a finished run looked failed."""
     with Heartbeat(5) as heartbeat:
         heartbeat._start_thread(lambda: time.sleep(0.5))
     assert not any(thread.is_alive() for thread in heartbeat.threads)
@@ -166,10 +167,10 @@ def divergence(monkeypatch, *facts: dict) -> str:
 
 def test_a_diverged_rank_is_named(monkeypatch):
     same, other = {"loss": 1.5, "samples": "ab"}, {"loss": 1.5, "samples": "cd"}
-    said = divergence(monkeypatch, same, same, other, same)
-    assert "Step 20: rank 2 in samples (cd, not ab) differs from the other ranks" in said
-    said = divergence(monkeypatch, same, other)
-    assert 'rank 0: {"step": 20, "loss": 1.5, "samples": "ab"}; rank 1: ' in said
+    output = divergence(monkeypatch, same, same, other, same)
+    assert "Step 20: rank 2 in samples (cd, not ab) differs from the other ranks" in output
+    output = divergence(monkeypatch, same, other)
+    assert 'rank 0: {"step": 20, "loss": 1.5, "samples": "ab"}; rank 1: ' in output
     monkeypatch.undo()
     check_ranks_agree(20, same)  # one rank always agrees
 
@@ -178,7 +179,7 @@ def test_a_diverged_rank_is_named(monkeypatch):
 @pytest.mark.slow
 def test_a_bit_that_flips_on_one_rank_is_found(tmp_path, manifest):
     """In the weights of rank 1, after step 3: found at the next comparison of that tensor."""
-    said = run_ranks(
+    output = run_ranks(
         2, "tests.drifting", str(tmp_path / "run"), *SMALL, f"data.manifest={manifest}"
     )
-    assert said.count("the ranks have diverged: rank 0: ") == 2, said
+    assert output.count("the ranks have diverged: rank 0: ") == 2, output

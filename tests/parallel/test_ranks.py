@@ -1,6 +1,4 @@
-"""Two gloo ranks at every ZeRO stage: the same run as stage 0, as one process, and after a resume,
-bit for bit.
-"""
+"""Two gloo ranks at every ZeRO stage equal stage 0, one process, and a resumed run."""
 
 from pathlib import Path
 
