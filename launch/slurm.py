@@ -121,8 +121,8 @@ def _check_partition(cluster: ClusterConfig, name: str, partition: Partition) ->
         )
     if cluster.min_nodes > partition.nodes:
         raise UserError(
-            f"cluster.nodes={cluster.nodes}: partition {name} has {partition.nodes} node(s). "
-            "Ask for fewer, or for a range that begins lower (1-2): an elastic run trains on the "
+            f"cluster.nodes={cluster.nodes}: partition {name} has {partition.nodes} node(s). Ask "
+            "for fewer, or for a range that begins lower (1-2): an elastic run trains on the "
             "nodes it gets."
         )
     if partition.limit is not None and cluster.seconds > partition.limit:

@@ -41,8 +41,7 @@ class BadUpdateConfig:
             raise UserError(
                 f"bad_updates: max_consecutive={self.max_consecutive} must be at least 1, "
                 f"window={self.window} at least 10 and spike_threshold={self.spike_threshold} "
-                "above 0, "
-                "or null."
+                "above 0, or null."
             )
 
 
@@ -79,9 +78,7 @@ class BadUpdatePolicy:
 
     @property
     def spike_limit(self) -> float:
-        """The largest loss that is not a spike: median + threshold * robust deviation (MAD) of
-        recent losses.
-        """
+        """Median + threshold * robust deviation (MAD) of the recent losses: above it is a spike."""
         threshold = self.config.spike_threshold
         if threshold is None or len(self.recent) < self.config.window // 2:
             return math.inf
@@ -90,9 +87,7 @@ class BadUpdatePolicy:
         return median + threshold * deviation
 
     def record(self, loss: float, grad_norm: float) -> UpdateOutcome:
-        """After the step: its loss, and the gradient norm, which is not finite if the update was
-        skipped.
-        """
+        """Record a step. Its gradient norm is not finite if the update was skipped."""
         if self.should_apply(loss) and math.isfinite(grad_norm):
             self.recent.append(loss)
             self.consecutive = 0
@@ -124,9 +119,7 @@ class BadUpdateLog:
     def record(
         self, first: int, last: int, reason: str, samples: Callable[[int], list[str]]
     ) -> None:
-        """Steps first..last (counted from 1) failed; `samples(step)` returns the video URIs of one
-        step.
-        """
+        """Record failed steps first..last (from 1); `samples(step)` returns the video URIs."""
         self.last_step = max(self.last_step, last)
         if get_rank() == 0:
             uris = {step: samples(step) for step in range(first, last + 1)}

@@ -56,9 +56,8 @@ class CollapseConfig:
         if not at_least_0 or self.videos < 2 or self.patience < 1:
             raise UserError(
                 f"collapse: videos={self.videos} must be at least 2, patience={self.patience} at "
-                "least 1, "
-                f"every={self.every}, min_rank={self.min_rank} and min_std={self.min_std} at least "
-                "0."
+                f"least 1, every={self.every}, min_rank={self.min_rank} and min_std={self.min_std} "
+                "at least 0."
             )
 
 
@@ -77,9 +76,7 @@ class CollapseStats(NamedTuple):
 def monitor_clips(
     config: CollapseConfig, manifest: Manifest, data: DataConfig, rows: np.ndarray
 ) -> Tensor:
-    """This rank's share of the clips, u8 [V, 2, 3, T, size, size]: always the same, evenly over the
-    rows.
-    """
+    """This rank's share of the clips, u8 [V, 2, 3, T, size, size]; the same at every start."""
     world = get_world_size()
     videos = max(min(config.videos, len(rows)) // world, 1) * world  # equal shares
     chosen = rows[np.linspace(0, len(rows) - 1, videos).astype(int)][get_rank() :: world]
@@ -119,9 +116,7 @@ class CollapseMonitor:
         )
 
     def check(self, stats: CollapseStats) -> str | None:
-        """An alarm after `patience` bad measurements in a row, and again after every further
-        `patience`.
-        """
+        """An alarm after every `patience` bad measurements in a row."""
         rank, std, margin = stats
         healthy = rank >= self.config.min_rank and std >= self.config.min_std
         self.bad_measurements = 0 if healthy else self.bad_measurements + 1

@@ -103,8 +103,7 @@ class PretrainConfig:
         if share == 0 or self.global_batch % world_size or micro < 1 or share % micro:
             raise UserError(
                 f"global_batch={self.global_batch} does not divide into micro-batches of {micro} "
-                "on "
-                f"{world_size} rank(s): make it a multiple of micro_batch * ranks."
+                f"on {world_size} rank(s): make it a multiple of micro_batch * ranks."
             )
         return micro, share // micro
 
@@ -124,8 +123,7 @@ T = TypeVar("T")
 
 
 def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None) -> T:
-    """The configuration from configs/NAME.yaml and the overrides; NAME is the class name without
-    Config.
+    """Compose configs/NAME.yaml and the overrides; NAME is the class name without Config.
 
     config_dir: a folder of the user's own YAML files, searched before MoFore's.
     Raises UserError for an unknown key, a wrong type or an invalid combination, naming it.
@@ -147,6 +145,8 @@ def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None)
         return OmegaConf.to_object(composed)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(_explain(error, kind)) from error
+    finally:
+        _UserConfigs.folder = None
 
 
 def expand_sweep(overrides: list[str]) -> list[tuple[list[str], list[str]]]:

@@ -12,9 +12,7 @@ from mofore.errors import UserError
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike[str]) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on success it replaces `path`, on an error it is
-    removed.
-    """
+    """Yield a temporary path that replaces `path` on success and is removed on an error."""
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:

@@ -67,9 +67,7 @@ class MetricsLog:
 
 
 class ProgressBar:
-    """A bar on a terminal; in a file, where a bar would be one endless line, a log line every few
-    seconds.
-    """
+    """A bar on a terminal, a log line every few seconds in a file."""
 
     def __init__(self, start: int, steps: int) -> None:
         self.steps, self.line_time, self.line_step = steps, time.monotonic(), start

@@ -136,8 +136,7 @@ def _describe_owner(run_dir: Path, owner_path: Path) -> str:
 
 
 def code_commit() -> str | None:
-    """The git commit of this code, with "+changes" if the working tree differs; None outside a
-    checkout.
+    """The git commit, with "+changes" if the working tree differs; None outside a checkout.
 
     A job runs from a copy of the code, which records the commit that it was copied from.
     """
@@ -187,9 +186,7 @@ def load_teacher(run_dir: Path) -> tuple[VideoEncoder, PretrainConfig, Checkpoin
 
 
 def export_run(run_dir: Path, out: Path) -> Checkpoint:
-    """Write the run's newest teacher as encoder.safetensors and encoder.json; return its
-    checkpoint.
-    """
+    """Export the run's newest teacher into the folder `out`; return its checkpoint."""
     encoder, config, checkpoint = load_teacher(run_dir)
     source = {
         "run": run_dir.name,

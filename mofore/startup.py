@@ -38,8 +38,7 @@ def find_resume_checkpoint(run_dir: Path, manifest: Manifest) -> Checkpoint | No
         raise UserError(
             f"{checkpoint.folder} was trained on another manifest (digest "
             f"{checkpoint.meta['manifest_digest'][:12]}, now {manifest.digest[:12]}): give that "
-            "run's "
-            "data.manifest, or another run_dir."
+            "run's data.manifest, or another run_dir."
         )
     if checkpoint and faults and get_rank() == 0:
         rename_damaged(run_dir, checkpoint.step)

@@ -24,8 +24,7 @@ logger = logging.getLogger("mofore.train")  # __name__ is __main__ under torchru
 
 
 def train(config: PretrainConfig) -> Outcome:
-    """Train until `config.steps`, resuming from the run folder's newest undamaged checkpoint if it
-    has one.
+    """Train until `config.steps`, from the run folder's newest undamaged checkpoint if any.
 
     Raises UserError for what the user can fix, RankLost if a peer rank died or hangs.
     """

@@ -175,9 +175,7 @@ class Trainer:
         return Update(mean_losses, keys.targets, grad_norm, mean_gap)
 
     def rank_invariants(self, update: Update, micro_batches: list[Batch]) -> dict[str, object]:
-        """What must be equal on all ranks: the samples of the step, its loss, the weights if all
-        hold them.
-        """
+        """What must be equal on all ranks: samples, loss, and weights unless they are sharded."""
         config, world = self.config, get_world_size()
         expected = self.rows[self._sample_positions(self.step)]
         share = len(expected) // world

@@ -58,9 +58,7 @@ class Checkpoint:
 
     @property
     def digest(self) -> str:
-        """SHA-256 (hex) over the digests of the files: identifies the state as this many ranks
-        wrote it.
-        """
+        """SHA-256 (hex) over the digests of the files; depends on the number of ranks too."""
         joined = "".join(facts["sha256"] for _, facts in sorted(self.meta["files"].items()))
         return hashlib.sha256(joined.encode()).hexdigest()
 
@@ -92,8 +90,8 @@ class Checkpoint:
             if self.shapes[name] != shape:
                 raise UserError(
                     f"{self.folder}: {name} has shape {self.shapes[name]}, this configuration "
-                    "makes "
-                    f"it {shape}. Resume with the run's own config.yaml, or choose another run_dir."
+                    f"makes it {shape}. Resume with the run's own config.yaml, or choose another "
+                    "run_dir."
                 )
 
     def load_weights(self, module: nn.Module) -> None:
@@ -105,8 +103,7 @@ class Checkpoint:
 
 
 def find_latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest undamaged checkpoint of a run, and for each newer one a sentence that says what is
-    wrong.
+    """The newest undamaged checkpoint of a run, and a sentence for each newer, damaged one.
 
     A collective: rank 0 lists, each rank verifies its share of the bytes, all ranks agree. Raises
     UserError if there are checkpoints but all are damaged, or if the newest undamaged one has
@@ -121,16 +118,13 @@ def find_latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]
     if faults:
         raise UserError(
             f"All checkpoints of {run_dir} are damaged: {' '.join(faults)} Restore one from a "
-            "copy, or "
-            f"remove {run_dir / 'checkpoints'} to start from step 0."
+            f"copy, or remove {run_dir / 'checkpoints'} to start from step 0."
         )
     return None, faults
 
 
 def rename_damaged(run_dir: Path, newest: int) -> None:
-    """Rename the damaged checkpoints after step `newest` to step-N.damaged, so that they are not
-    found again.
-    """
+    """Rename the checkpoints after step `newest` to step-N.damaged, so that none is found."""
     for step, folder in list_checkpoints(run_dir):
         if step > newest:
             os.replace(folder, _unused_name(folder.with_name(f"{folder.name}.damaged")))
@@ -161,8 +155,7 @@ def _find_fault(folder: Path) -> str | None:
     if version != FORMAT:  # another version of MoFore wrote it: it is not damaged
         raise UserError(
             f"{folder} has checkpoint format {version}, this MoFore reads format {FORMAT}: resume "
-            "with "
-            "the version that wrote it, or choose another run_dir."
+            "with the version that wrote it, or choose another run_dir."
         )
     if not valid:
         return f"{path} is damaged: its digest differs."

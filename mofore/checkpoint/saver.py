@@ -114,8 +114,7 @@ class Saver:
         self.failures += 1
         message = (
             f"The checkpoint of step {self.step} could not be written: {faults[0]}. Earlier ones "
-            "are "
-            f"intact. Free space or grant access to {self.folder}"
+            f"are intact. Free space or grant access to {self.folder}"
         )
         if get_rank() == 0:
             shutil.rmtree(self.temporary_folder, ignore_errors=True)
@@ -150,10 +149,8 @@ class Saver:
         if self.failures:
             raise UserError(
                 f"The checkpoint of step {self.step} was not written (see the warning above): free "
-                "space "
-                f"or grant access to {self.folder}; then rerun the same command to resume from the "
-                "one "
-                "before."
+                f"space or grant access to {self.folder}; then rerun the same command to resume "
+                "from the one before."
             )
         if self.prune_thread:
             self.prune_thread.join()
@@ -178,9 +175,7 @@ class Saver:
 
 
 def check_disk_space(run_dir: Path, config: CheckpointConfig, shapes: dict[str, list[int]]) -> None:
-    """Raise UserError, on every rank, if the disk has no room for the checkpoints that the run will
-    keep.
-    """
+    """Raise UserError, on every rank, if the run's checkpoints do not fit on the disk."""
     fault = broadcast_object(
         _find_space_fault(run_dir, config, shapes) if get_rank() == 0 else None
     )
@@ -199,11 +194,10 @@ def _find_space_fault(
     if free >= needed:
         return None
     return (
-        f"run_dir={run_dir}: a checkpoint takes {_format_bytes(size)}. checkpoint.keep_last="
-        f"{config.keep_last} and the one being written need {_format_bytes(needed)}, "
-        f"{_format_bytes(free)} are free. Free space, lower checkpoint.keep_last, or choose "
-        "another "
-        "run_dir."
+        f"run_dir={run_dir}: a checkpoint takes {_format_bytes(size)}. "
+        f"checkpoint.keep_last={config.keep_last} and the one being written need "
+        f"{_format_bytes(needed)}, {_format_bytes(free)} are free. Free space, lower "
+        "checkpoint.keep_last, or choose another run_dir."
     )
 
 

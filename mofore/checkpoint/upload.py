@@ -55,8 +55,7 @@ class Upload:
             except Exception as error:  # the local checkpoint exists, so the run continues
                 logger.warning(
                     "%s was not copied to %s: %s: %s. The local checkpoint is kept; copy it "
-                    "yourself, or "
-                    "change checkpoint.upload.",
+                    "yourself, or change checkpoint.upload.",
                     self.current,
                     self.url,
                     type(error).__name__,

@@ -33,9 +33,7 @@ BLOCK_BYTES = 2**24  # written and digested at once
 
 
 def owned_shards(shards: Iterable[Shard]) -> Iterator[Shard]:
-    """What this rank writes: slices that it alone holds, and its equal part of what every rank
-    holds.
-    """
+    """What this rank writes: slices that it alone holds, and its part of replicated ones."""
     shards, at = list(shards), 0
     total = sum(len(shard.values) for shard in shards if shard.replicated)
     low = total * get_rank() // get_world_size()
@@ -84,9 +82,7 @@ def write_shards(
 
 
 def commit(temporary: Path, final: Path, meta: dict[str, Any]) -> None:
-    """On rank 0, once all files are written: add checkpoint.json and rename the folder to its final
-    name.
-    """
+    """On rank 0, once all files are written: add checkpoint.json, rename the folder."""
     document = {"format": FORMAT, **meta}
     document["digest"] = meta_digest(document)
     with (temporary / META_NAME).open("x") as file:

@@ -222,6 +222,6 @@ def _check_leak(sources: list[Source]) -> None:
     if leaks:
         raise UserError(
             f"{len(leaks)} groups are in more than one split, so test videos would resemble "
-            f"training videos: {examples(leaks)}. Correct the lists, or omit the groups if this "
-            "is intended."
+            f"training videos: {examples(leaks)}. Correct the lists, or omit the groups if this is "
+            "intended."
         )

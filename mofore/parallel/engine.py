@@ -80,8 +80,7 @@ def _device_index(local_rank: int, visible: int) -> int:
     if visible > 1 and local_rank >= visible:
         raise UserError(
             f"{local_rank + 1} ranks of this machine see {visible} devices: start one rank per "
-            "device "
-            "(cluster.tasks_per_node=cluster.gpus_per_node, or torchrun --nproc_per_node)."
+            "device (cluster.tasks_per_node=cluster.gpus_per_node, or torchrun --nproc_per_node)."
         )
     return local_rank if visible > 1 else 0
 
@@ -118,8 +117,7 @@ def build_engine(
 
 
 def backward_and_step(engine: Engine, loss: Tensor, allowed: bool = True) -> float | None:
-    """Backward of one micro-batch; the last one of a step also updates and returns the gradient
-    norm.
+    """Backward of one micro-batch. The last one also updates and returns the gradient norm.
 
     The norm is L2, before clipping. Non-finite gradients skip the update on every rank: then the
     norm is inf or nan. `allowed=False` at the last micro-batch does the same. DeepSpeed skips such
@@ -147,9 +145,7 @@ def set_lr(engine: Engine, lr: float) -> None:
 
 
 def state_shapes(engine: Engine) -> dict[str, list[int]]:
-    """Shape of every tensor of the training state by name: each weight, and two moments if it is
-    trained.
-    """
+    """Shape of every weight, and of the two moments of every trained one, by name."""
     shapes = {}
     for name, parameter in engine.module.named_parameters():
         shape = list(getattr(parameter, "ds_shape", parameter.shape))
@@ -219,9 +215,7 @@ def init_optimizer_state(engine: Engine, batch: Batch) -> None:
 
 @torch.no_grad()
 def load_state(engine: Engine, read: Callable[[str, int, int], Tensor], updates: int) -> None:
-    """Load everything that this rank holds through `read(name, start, stop)`, and set the update
-    count.
-    """
+    """Load what this rank holds with `read(name, start, stop)`, and set the update count."""
     for shard in local_state(engine):
         shard.values.copy_(read(shard.name, shard.start, shard.start + len(shard.values)))
     stage = engine.zero_optimization_stage()
@@ -241,9 +235,7 @@ def _set_update_count(engine: Engine, updates: int) -> None:
 
 
 def weight_checksum(engine: Engine, turn: int) -> int | None:
-    """The bit sum of one parameter, another one each turn; None at stage 3, where ranks hold
-    different shards.
-    """
+    """The bit sum of one parameter, another one each turn; None at stage 3 (sharded)."""
     if engine.zero_optimization_stage() == 3:
         return None
     parameters = list(engine.module.parameters())

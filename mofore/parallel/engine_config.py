@@ -1,6 +1,4 @@
-"""The engine's configuration keys, apart from the engine, so that reading a configuration imports
-no DeepSpeed.
-"""
+"""The engine's configuration keys, in a module that does not import DeepSpeed."""
 
 from dataclasses import dataclass
 from enum import Enum

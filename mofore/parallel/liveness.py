@@ -177,8 +177,7 @@ class Heartbeat:
 
 @contextlib.contextmanager
 def rendezvous(timeout: float) -> Iterator[None]:
-    """While ranks meet and no heartbeat runs yet: a rank that does not come, leaves or hangs raises
-    RankLost.
+    """Before the heartbeat runs: raise RankLost if a rank does not join, leaves or hangs.
 
     A client of the store waits forever for a host that is stopped, so after twice the timeout this
     process exits.
@@ -228,8 +227,7 @@ def check_ranks_agree(step: int, facts: dict[str, object]) -> None:
     (common, votes), *_ = Counter(reports).most_common(1)
     remedy = (
         ". Nothing after the last checkpoint is kept. Check that machine (memory errors, another "
-        "version "
-        f"of code or data). {RESUME_HINT}"
+        f"version of code or data). {RESUME_HINT}"
     )
     if votes * 2 <= len(reports):
         all_reports = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reports))

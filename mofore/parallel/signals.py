@@ -20,9 +20,7 @@ WORKER_GRACE = 60  # seconds that a worker outlives SIGTERM
 
 
 class StopRequest:
-    """Context: inside it, the first stop signal sets `name`; a second SIGINT raises
-    KeyboardInterrupt.
-    """
+    """Context: the first stop signal sets `name`; a second SIGINT raises KeyboardInterrupt."""
 
     def __init__(self) -> None:
         self.name: str | None = None
@@ -42,9 +40,7 @@ class StopRequest:
 
 
 def init_worker_signals(rank_pid: int, _worker: int) -> None:
-    """At a worker's start: stop signals do not end it at once; it ends when its rank ends, even if
-    killed.
-    """
+    """At a worker's start: it outlives stop signals, and ends when its rank ends."""
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     # A rank that fails sends SIGTERM too and waits for its workers: end that wait after a while.
