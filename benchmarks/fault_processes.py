@@ -13,7 +13,7 @@ POLL = 0.02  # seconds
 
 
 class RankProcess:
-    """A forked process that runs one rank, in a session of its own.
+    """A forked process that runs one rank, in a new session.
 
     inject: called in the rank before it starts. code: the exit code, None while it runs. stopped:
     whether it got SIGSTOP.

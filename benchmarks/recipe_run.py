@@ -40,7 +40,7 @@ class RunSettings:
 def run_recipe(
     name: str, seed: int, manifest: Path, settings: RunSettings, report: Callable[[str], object]
 ) -> dict:
-    """Run in a process of its own. report: called with a message at each evaluation."""
+    """Run in a separate process. report: called with a message at each evaluation."""
     torch.set_num_threads(1)
     common = ["experiment=demo", f"data.manifest={manifest}", f"seed={seed}"]
     reference = compose(PretrainConfig, common)

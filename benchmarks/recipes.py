@@ -49,7 +49,7 @@ SINGLE_CHANGES: dict[str, list[str]] = {
     "pooled MLP forecaster": ["forecaster.kind=mlp", "forecaster.dim=384"],
     "targets not normalised": ["loss.normalise_targets=false"],
 }
-# A variant has an InfoNCE of its own. With query=forecast the library's projection head, which the
+# A variant computes its own InfoNCE. With query=forecast the library's projection head, which the
 # variant would not use, is not built.
 ABLATIONS: dict[str, list[str]] = {
     REFERENCE: [],

@@ -7,7 +7,7 @@ whose mean p is near 0 or 1 cannot vary by much (the dispersion of a quasi-binom
 and Nelder, "Generalized Linear Models", 1989, section 4.5). The interval of a single seed covers
 the error over groups and the pooled error over seeds, if other recipes have several.
 
-If every seed is a fold with groups of its own, the error over groups is smaller for the mean, and
+If every seed is a fold with separate groups, the error over groups is smaller for the mean, and
 the variance over seeds is what exceeds it.
 """
 

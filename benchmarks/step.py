@@ -5,7 +5,7 @@
 All steps use the same backbone, clip and batch. They are timed in turn, so that every step sees
 the same machine, and medians over rounds are reported. The floating-point operations of the matrix
 products (torch's counter) are given as a share of the rate of a large matrix product, measured in
-the same rounds. Memory is the kernel's count, in a process of its own for each step. Weights and
+the same rounds. Memory is the kernel's count, in a separate process for each step. Weights and
 clips are random.
 """
 
@@ -64,7 +64,7 @@ def time_step(step: Step) -> float:
 
 
 def print_memory(name: str, options: argparse.Namespace) -> None:
-    """In a process of its own: print the memory of a step beyond what stays between steps."""
+    """In a separate process: print the memory of a step beyond what stays between steps."""
     step = build_step(name, options)
     step()
     gc.collect()

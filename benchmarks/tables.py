@@ -67,7 +67,7 @@ def paired_difference(reference: list[dict], runs: list[dict], metric: str) -> S
 
 
 def are_folds(runs: list[dict]) -> bool:
-    """Whether every seed has videos of its own: a dataset given by a manifest for each fold."""
+    """Whether every seed has separate videos: a dataset given by one manifest per fold."""
     return runs[0]["textures"] == 0
 
 

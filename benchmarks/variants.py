@@ -37,7 +37,7 @@ class VariantConfig:
     residual_targets: bool = False
     # Targets and keys: mean of the normalised outputs of all blocks (Baevski et al. 2022).
     multi_block_targets: bool = False
-    # Context and targets: a square of its own for each clip, of at least this share of the view.
+    # Crop a separate square from each clip, of at least this share of the view.
     min_square_area: float = 1.0
     # Largest weight of a static frame of another video, blended over each clip (Wang et al. 2021).
     static_frame: float = 0.0
@@ -123,7 +123,7 @@ class Variant(Forecasting):
         return latents.mean(dim=1)
 
     def info_nce(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Scalar; the positive of each query f32 [B, D] is the key of its own row."""
+        """Scalar; the positive of each query f32 [B, D] is the key in the same row."""
         return info_nce(queries, keys, torch.arange(len(queries)), self.temperature)[0]
 
     def update_ema(self, momentum: float) -> None:
