@@ -28,6 +28,28 @@ class Batch(NamedTuple):
     # i64 [B, M], ascending: the tokens of the context and of each target that the student sees; M =
     # 0: all
     visible: Tensor
+    # i64 [B, M'], ascending: the tokens of each clip that the teacher sees; those of the targets
+    # are forecast; M' = 0: all
+    teacher_visible: Tensor
+
+
+class ColourJitter(NamedTuple):
+    """The drawn colour changes of clips, f32: what `mofore.data.views.apply_jitter` computes from.
+
+    The dimensions "..." are [B, 1 + K] in a LoadedBatch, the context before the targets.
+    """
+
+    matrix: Tensor  # [..., 3, 3] on RGB; [..., 0, 3] if neither colour nor noise changes anything
+    luma_weight: Tensor  # [...], weight of the clip's mean luma, which is then added
+    noise_weight: Tensor  # [...], weight of the static noise image
+    noise: Tensor  # [..., V], its grey levels on grids of several sizes; V = 0: no noise
+
+
+class LoadedBatch(NamedTuple):
+    """What the loader's workers make: a Batch whose clips have no colour jitter yet."""
+
+    batch: Batch
+    jitter: ColourJitter
 
 
 class Keys(NamedTuple):

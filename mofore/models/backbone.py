@@ -17,6 +17,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 from torch import nn
 
 from mofore.errors import UserError
+from mofore.models.layers import keep_dtype_under_autocast
 from mofore.models.positions import sincos_1d, sincos_2d
 from mofore.settings import setting
 
@@ -126,6 +127,7 @@ def build_vit(config: BackboneConfig, size: int) -> VisionTransformer:
         )
     if config.pretrained_path is not None:
         _load_weights(vit, config.pretrained_path)
+    keep_dtype_under_autocast(vit)
     return vit
 
 
@@ -164,7 +166,8 @@ def inflate_patch_embedding(vit: VisionTransformer, config: BackboneConfig) -> n
         linear.weight.copy_(inflated.flatten(1))
         if conv.bias is not None:
             linear.bias.copy_(conv.bias)
-        if config.pretrained_path is None:  # from scratch, the frames' weights may differ
+        # From scratch, the frames' weights may differ. Meta tensors have no values to measure.
+        if config.pretrained_path is None and not kernel.is_meta:
             nn.init.trunc_normal_(linear.weight, std=float(kernel.std()) / frames**0.5)
     return linear
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from mofore.errors import UserError
 from mofore.settings import setting
@@ -11,10 +11,13 @@ from mofore.settings import setting
 
 @dataclass
 class TeacherConfig:
-    """EMA momentum of the teacher, on half a cosine from the first step to the last."""
+    """The tokens that the teacher sees, and its EMA momentum: half a cosine over the run."""
 
     momentum: float = setting(0.996, "EMA momentum at the first step.")
     final_momentum: float = setting(1.0, "EMA momentum at the last step.")
+    token_keep_ratio: float = setting(
+        1.0, "Share of a clip's tokens that the teacher sees and the forecaster forecasts; 1: all."
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.momentum <= self.final_momentum <= 1:
@@ -22,22 +25,30 @@ class TeacherConfig:
                 f"teacher: need 0 <= momentum <= final_momentum <= 1, got momentum={self.momentum} "
                 f"and final_momentum={self.final_momentum}."
             )
+        if not 0 < self.token_keep_ratio <= 1:
+            raise UserError(
+                f"teacher.token_keep_ratio={self.token_keep_ratio} must be above 0 and at most 1."
+            )
 
 
 @torch.no_grad()
-def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
-    """teacher <- momentum * teacher + (1 - momentum) * student, for every parameter.
+def update_teacher(teacher: nn.Module, student: nn.Module, weight: Tensor) -> None:
+    """teacher <- teacher + weight * (student - teacher), for every parameter.
+
+    weight: f32 [] on the parameters' device: 1 - momentum, or 0 if the step's update was skipped,
+    which leaves the teacher's values as they are (a skipped update leaves the student finite; inf
+    or nan times 0 would be nan). A tensor, so that the device decides and the host does not wait.
+    One lerp per parameter: torch._foreach_lerp_ takes one number of the host for all of them.
 
     The update is elementwise and needs no communication: under ZeRO-3 each rank updates the shard
     that it holds (`ds_tensor`), otherwise the whole tensor. Student and teacher have equal shapes,
     hence equal shards.
     """
-    averages, values = [], []
-    for average, value in zip(teacher.parameters(), student.parameters(), strict=True):
-        averages.append(getattr(average, "ds_tensor", average.data))
-        values.append(getattr(value, "ds_tensor", value.data))
-    assert all(
-        a.shape == v.shape and a.dtype == torch.float32
-        for a, v in zip(averages, values, strict=True)
-    )
-    torch._foreach_lerp_(averages, values, 1.0 - momentum)
+    assert weight.shape == (), "a scalar tensor"
+    assert weight.dtype == torch.float32
+    for parameter, other in zip(teacher.parameters(), student.parameters(), strict=True):
+        average = getattr(parameter, "ds_tensor", parameter.data)
+        value = getattr(other, "ds_tensor", other.data)
+        assert average.shape == value.shape
+        assert average.dtype == torch.float32
+        average.lerp_(value, weight)

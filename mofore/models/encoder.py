@@ -1,6 +1,8 @@
 """The video encoder: a timm ViT over tubelets.
 
-u8 clips -> normalise -> tubelets -> Linear -> + positions -> timm blocks -> tokens
+u8 clips -> tubelets -> visible ones -> normalise -> Linear -> + positions -> timm blocks -> tokens
+
+Under autocast the tokens are bf16 from the Linear on: positions and class tokens are cast to them.
 """
 
 import torch
@@ -71,39 +73,57 @@ class VideoEncoder(nn.Module):
         """Tokens [B, N, D] after the last norm, without class and register tokens.
 
         clips: u8 [B, C, T, H, W]. visible: i64 [B, M], indices of the tokens to encode (joint
-        attention only); the others are dropped before the first block, and the result is [B, M, D].
+        attention only); the others are dropped as pixels, and the result is [B, M, D].
         Raises UserError if the clip does not divide into tubelets.
         """
         assert visible is None or self.attention is Attention.joint
-        tokens = self._embed_tubelets(clips)
-        if self.attention is Attention.per_frame:
-            tokens = rearrange(tokens, "b nt n d -> (b nt) n d")
-        else:
-            positions = resize_temporal_positions(self.temporal_positions, tokens.shape[1])
-            tokens = tokens + positions.unsqueeze(2)
-            tokens = rearrange(tokens, "b nt n d -> b (nt n) d")
-            tokens = tokens if visible is None else gather_tokens(tokens, visible)
-        tokens = torch.cat([self.prefix_tokens.expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = self._embed_tubelets(clips, visible)
+        prefix = self.prefix_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
+        tokens = torch.cat([prefix, tokens], dim=1)
         every = self.grad_checkpoint_every if self.training else 0
         tokens = self.norm(run_blocks(self.blocks, self.norm_pre(tokens), every))
-        tokens = tokens[:, self.prefix_tokens.shape[1] :]
+        tokens = tokens[:, prefix.shape[1] :]
         return rearrange(tokens, "(b m) n d -> b (m n) d", b=len(clips))
 
     def embed(self, clips: Tensor) -> Tensor:
         """Clips u8 [B, C, T, H, W] -> embeddings f32 [B, D]: the mean token."""
         return self(clips).float().mean(dim=1)
 
-    def _embed_tubelets(self, clips: Tensor) -> Tensor:
-        """Clips u8 [B, C, T, H, W] -> tokens with spatial positions [B, T/t, H/p * W/p, D]."""
+    def _embed_tubelets(self, clips: Tensor, visible: Tensor | None) -> Tensor:
+        """Clips u8 [B, C, T, H, W] -> tokens with positions, as the blocks take them.
+
+        Joint attention: [B, N or M, D]. per_frame: [B * T/t, H/p * W/p, D].
+        """
         t, p = self.tubelet_size, self.patch_size
         frames, height, width = clips.shape[-3:]
         if frames % t or height % p or width % p:
             raise tubelet_error(t, p, frames, height, width)
-        tubelets = to_tubelets((clips - self.mean) / self.std, t, p)
+        tubelets = to_tubelets(clips, t, p)
+        grid = tubelets.shape[1:3]  # time steps, tubelets of a time step
+        tubelets = tubelets.flatten(1, 2)
+        if visible is not None:
+            tubelets = gather_tokens(tubelets, visible)
+        tokens = self.tubelet_embed(self._normalise(tubelets))
+        spatial = resize_spatial_positions(self.spatial_positions, (height // p, width // p))
+        temporal = resize_temporal_positions(self.temporal_positions, grid[0])
+        if visible is not None:
+            # Looked up in fp32, so that the gradients of a position are summed in fp32.
+            spatial = F.embedding(visible % grid[1], spatial[0]).to(tokens.dtype)
+            temporal = F.embedding(visible // grid[1], temporal[0]).to(tokens.dtype)
+            return tokens + spatial + temporal
+        tokens = tokens.unflatten(1, grid) + spatial.unsqueeze(1).to(tokens.dtype)
+        if self.attention is Attention.per_frame:
+            return tokens.flatten(0, 1)
+        return (tokens + temporal.unsqueeze(2).to(tokens.dtype)).flatten(1, 2)
+
+    def _normalise(self, tubelets: Tensor) -> Tensor:
+        """Tubelets u8 [..., C * t * p * p] -> f32, by ImageNet's statistics; then patch_norm."""
+        planes = tubelets.unflatten(-1, (len(self.mean), -1))  # [..., C, t * p * p]
+        planes = (planes - self.mean.flatten(1)) / self.std.flatten(1)
         if self.patch_norm:
-            tubelets = normalise_tubelets(tubelets, clips.shape[1])
-        positions = resize_spatial_positions(self.spatial_positions, (height // p, width // p))
-        return self.tubelet_embed(tubelets) + positions.unsqueeze(1)
+            # Per channel: normalising all together would amplify the hue of a flat tubelet.
+            planes = F.layer_norm(planes, planes.shape[-1:], eps=MIN_TUBELET_VARIANCE)
+        return planes.flatten(-2)
 
 
 def run_blocks(blocks: nn.Module, tokens: Tensor, grad_checkpoint_every: int = 0) -> Tensor:
@@ -126,12 +146,3 @@ def gather_tokens(tokens: Tensor, visible: Tensor) -> Tensor:
     return tokens.expand(len(visible), -1, -1).gather(
         1, visible.unsqueeze(-1).expand(-1, -1, tokens.shape[-1])
     )
-
-
-def normalise_tubelets(tubelets: Tensor, channels: int) -> Tensor:
-    """Zero mean and unit variance of each colour channel of each tubelet [..., C * t * p * p].
-
-    Per channel: normalising all channels together would amplify the hue of a flat tubelet.
-    """
-    planes = tubelets.unflatten(-1, (channels, -1))
-    return F.layer_norm(planes, planes.shape[-1:], eps=MIN_TUBELET_VARIANCE).flatten(-2)

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mofore.errors import UserError
-from mofore.models.encoder import gather_tokens, run_blocks
+from mofore.models.encoder import run_blocks
+from mofore.models.layers import keep_dtype_under_autocast
 from mofore.models.positions import sincos_1d, sincos_2d
 from mofore.settings import setting
 
@@ -73,24 +75,38 @@ class TransformerForecaster(nn.Module):
         )
         self.norm = nn.LayerNorm(config.dim)
         self.output_proj = nn.Linear(config.dim, encoder_dim)
+        keep_dtype_under_autocast(self)
 
-    def forward(self, tokens: Tensor, gaps: Tensor, visible: Tensor | None = None) -> Tensor:
-        """Forecasts [B, K, N, D].
+    def forward(
+        self,
+        tokens: Tensor,
+        gaps: Tensor,
+        visible: Tensor | None = None,
+        forecast_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """Forecasts [B, K, N, D], or [B, K, M', D] of `forecast_tokens`.
 
         tokens: [B, N, D], or [B, M, D] with visible: i64 [B, M], their indices in the clip. gaps:
-        f32 [B, K], seconds.
+        f32 [B, K], seconds. forecast_tokens: i64 [B, M'], indices of the tokens to forecast in each
+        target of a context; None: all.
         """
         batch, targets = gaps.shape
-        positions: Tensor = self.context_positions
-        if visible is not None:
-            positions = gather_tokens(positions, visible)
-        context = self.context_proj(tokens) + positions
+        context = self.context_proj(tokens)
+        context = context + look_up(self.context_positions, visible).to(context.dtype)
         gap = rearrange(self.gap_embed(gaps), "b k d -> (b k) 1 d")
-        queries = self.query_token + self.query_positions + gap
-        hidden = torch.cat([repeat(context, "b n d -> (b k) n d", k=targets), queries], dim=1)
+        queries = look_up(self.query_token + self.query_positions, forecast_tokens).to(gap.dtype)
+        if forecast_tokens is not None:
+            queries = queries.repeat_interleave(targets, dim=0)
+        contexts = repeat(context, "b n d -> (b k) n d", k=targets)
+        hidden = torch.cat([contexts, queries + gap], dim=1)
         hidden = run_blocks(self.blocks, hidden, self.grad_checkpoint_every if self.training else 0)
         forecast = self.output_proj(self.norm(hidden[:, context.shape[1] :]))
         return rearrange(forecast, "(b k) n d -> b k n d", b=batch)
+
+
+def look_up(positions: Tensor, indices: Tensor | None) -> Tensor:
+    """Positions [1, N, D] at indices i64 [B, M] -> [B, M, D]; None: all, [1, N, D]."""
+    return positions if indices is None else F.embedding(indices, positions[0])
 
 
 class GapEmbedding(nn.Module):
@@ -105,7 +121,7 @@ class GapEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(2 * bands + 1, dim), nn.GELU(), nn.Linear(dim, dim))
 
     def forward(self, gaps: Tensor) -> Tensor:
-        """gaps: f32 [B, K], seconds -> [B, K, dim]."""
+        """gaps: f32 [B, K], seconds -> [B, K, dim]. The features are fp32 under autocast too."""
         angles = gaps[..., None] * self.angular_frequencies
         return self.layers(torch.cat([gaps[..., None], angles.sin(), angles.cos()], dim=-1))
 
@@ -119,9 +135,18 @@ class MLPForecaster(nn.Module):
             nn.Linear(encoder_dim, config.dim), nn.GELU(), nn.Linear(config.dim, encoder_dim)
         )
 
-    def forward(self, tokens: Tensor, gaps: Tensor, visible: Tensor | None = None) -> Tensor:
-        """tokens [B, N, D] and gaps f32 [B, K] -> forecasts [B, K, 1, D], equal for all gaps."""
-        forecast = self.layers(tokens.mean(dim=1))
+    def forward(
+        self,
+        tokens: Tensor,
+        gaps: Tensor,
+        visible: Tensor | None = None,
+        forecast_tokens: Tensor | None = None,
+    ) -> Tensor:
+        """tokens [B, N, D] and gaps f32 [B, K] -> forecasts [B, K, 1, D], equal for all gaps.
+
+        It forecasts the mean of a target's tokens, whichever they are.
+        """
+        forecast = self.layers(tokens.mean(dim=1, dtype=torch.float32))
         return repeat(forecast, "b d -> b k 1 d", k=gaps.shape[1])
 
 

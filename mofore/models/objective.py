@@ -4,6 +4,8 @@
     batch, Targets, keys of the global batch -> student -> forecaster      -> forecasting loss
                                                        `-> projection head -> contrastive loss
 
+Under autocast the networks run in bf16; latents, keys and losses are fp32.
+
 The teacher encodes all micro-batches of a step first. Then the student forecasts one micro-batch
 after the other against the keys of the whole global batch. So the contrastive loss has the same
 negatives, and the step the same loss, however the global batch is split into ranks and
@@ -11,53 +13,19 @@ micro-batches.
 """
 
 import copy
-from dataclasses import dataclass, field
-from enum import Enum
-from typing import overload
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
 
-from mofore.errors import UserError
 from mofore.models.backbone import BackboneConfig
 from mofore.models.encoder import VideoEncoder
 from mofore.models.forecaster import ForecasterConfig, ForecasterKind, build_forecaster
-from mofore.models.losses import Regression, forecasting_loss, info_nce, normalise
-from mofore.settings import setting
+from mofore.models.layers import keep_dtype_under_autocast
+from mofore.models.losses import LossConfig, Query, forecasting_loss, info_nce, normalise
 from mofore.types import Batch, Keys, Losses, Targets
-
-
-class Query(Enum):
-    """The queries and keys of the contrastive loss."""
-
-    # Student context -> teacher target, and student target -> teacher context, through a projection
-    # head (the symmetric loss of Chen et al. 2021).
-    symmetric = "symmetric"
-    context = "context"  # student context -> teacher target only: half the student's compute
-    forecast = "forecast"  # mean forecast -> teacher target, without a head, as published
-
-
-@dataclass
-class LossConfig:
-    """total = forecasting loss + contrastive_weight * InfoNCE."""
-
-    regression: Regression = setting(Regression.mse, "Distance of forecast and target latents.")
-    normalise_targets: bool = setting(True, "Layer-normalise the teacher's latents.")
-    contrastive_weight: float = setting(
-        10.0, "Weight of InfoNCE; 0: off, so that only the EMA prevents collapse."
-    )
-    query: Query = setting(
-        Query.symmetric,
-        "InfoNCE queries: context and target (symmetric), the context, or the forecast.",
-    )
-    temperature: float = setting(0.1, "Temperature of InfoNCE.")
-
-    def __post_init__(self) -> None:
-        if self.temperature <= 0 or self.contrastive_weight < 0:
-            raise UserError(
-                f"loss.temperature={self.temperature} must be above 0 and "
-                f"loss.contrastive_weight={self.contrastive_weight} at least 0."
-            )
 
 
 @dataclass
@@ -71,13 +39,25 @@ class ModelConfig:
     loss: LossConfig = field(default_factory=LossConfig)
 
 
+class StepStart(NamedTuple):
+    """What a step's first call returns."""
+
+    losses: Losses  # of the first micro-batch
+    targets: list[Targets]  # of every micro-batch
+    keys: Keys  # of the global batch
+
+
+Gather = Callable[[Keys], Keys]
+
+
 class Pretraining(nn.Module):
     """Student, teacher, forecaster and, unless the forecast is the query, a projection head.
 
-    `forward` has two call forms, because ZeRO-3 and autocast act only on calls of the module:
+    `forward` has three call forms, because ZeRO-3 and autocast act only on calls of the module:
 
         model(batch) -> Targets
         model(batch, targets, keys, first_video) -> Losses
+        model(micro_batches, gather=...) -> StepStart
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -114,38 +94,65 @@ class Pretraining(nn.Module):
         self, batch: Batch, targets: Targets, keys: Keys, first_video: int = 0
     ) -> Losses: ...
 
+    @overload
+    def forward(self, batch: list[Batch], *, first_video: int, gather: Gather) -> StepStart: ...
+
     def forward(
         self,
-        batch: Batch,
+        batch: Batch | list[Batch],
         targets: Targets | None = None,
         keys: Keys | None = None,
         first_video: int = 0,
-    ) -> Targets | Losses:
+        gather: Gather | None = None,
+    ) -> Targets | Losses | StepStart:
         """The teacher's targets of a batch; given these, the losses of student and forecaster.
 
         keys: of the whole global batch, in its order. first_video: index of this batch's first
-        video in it.
+        video in it. Given all micro-batches of a step: the teacher's targets of all, and the losses
+        of the first. gather: this rank's keys -> keys of the global batch.
         """
+        if isinstance(batch, list):
+            assert gather is not None
+            return self.start_step(batch, first_video, gather)
         if targets is None:
             return self.encode_targets(batch)
         assert keys is not None
         return self.compute_losses(batch, targets, keys, first_video)
 
+    def start_step(self, micro_batches: list[Batch], first_video: int, gather: Gather) -> StepStart:
+        """Teacher on all micro-batches, student and forecaster on the first; as in `forward`.
+
+        One call, because ZeRO-3 records the order of the modules in a call and fetches weights
+        ahead only where the next call has the same order: alternating calls of teacher and student
+        never do.
+        """
+        targets = [self.encode_targets(batch) for batch in micro_batches]
+        keys = gather(Keys.concat([target.keys for target in targets]))
+        losses = self.compute_losses(micro_batches[0], targets[0], keys, first_video)
+        return StepStart(losses, targets, keys)
+
     @torch.no_grad()
     def encode_targets(self, batch: Batch) -> Targets:
         """Teacher latents of the targets, and the keys of the contrastive loss."""
-        tokens = self.teacher_latents(batch.targets)
+        tokens = self.teacher_latents(batch.targets, batch.teacher_visible)
         contexts = tokens[:0]
         if self.symmetric:
-            contexts = self.teacher_latents(batch.context.unsqueeze(1))
+            contexts = self.teacher_latents(batch.context.unsqueeze(1), batch.teacher_visible)
         return Targets(
             tokens, Keys(*(latents.mean(dim=2).flatten(0, 1) for latents in (tokens, contexts)))
         )
 
     @torch.no_grad()
-    def teacher_latents(self, clips: Tensor) -> Tensor:
-        """Clips u8 [B, K, C, T, H, W] -> latents f32 [B, K, N, D], or [B, K, 1, D] if pooled."""
-        latents = self.teacher(clips.flatten(0, 1)).float()
+    def teacher_latents(self, clips: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Clips u8 [B, K, C, T, H, W] -> latents f32 [B, K, N, D], or [B, K, 1, D] if pooled.
+
+        visible: i64 [B, M'], the tokens of each of the K clips that the teacher sees, which are
+        then the N; None or M' = 0: all.
+        """
+        visible = _none_if_all(visible)
+        if visible is not None:
+            visible = visible.repeat_interleave(clips.shape[1], dim=0)
+        latents = self.teacher(clips.flatten(0, 1), visible).float()
         if self.pool_latents:
             latents = latents.mean(dim=1, keepdim=True)
         if self.loss_config.normalise_targets:
@@ -164,7 +171,8 @@ class Pretraining(nn.Module):
             if visible is not None:
                 student_visible = torch.cat([visible, visible.repeat_interleave(count, dim=0)])
         tokens = self.student(clips, student_visible)
-        forecast = self.forecaster(tokens[:videos], batch.gaps, visible).float()
+        forecast_tokens = _none_if_all(batch.teacher_visible)
+        forecast = self.forecaster(tokens[:videos], batch.gaps, visible, forecast_tokens).float()
         contrastive, accuracy = self.contrastive_loss(tokens, forecast, keys, first_video)
         regression = forecasting_loss(forecast, targets.tokens, self.loss_config.regression)
         total = regression + self.loss_config.contrastive_weight * contrastive
@@ -187,7 +195,7 @@ class Pretraining(nn.Module):
         if self.projection_head is None:
             queries = forecast.mean(dim=2).flatten(0, 1)
             return info_nce(queries, keys.targets, positives, temperature)
-        queries = self.projection_head(tokens.mean(dim=1)).float()
+        queries = self.projection_head(tokens.mean(dim=1, dtype=torch.float32)).float()
         # Other targets of the same context are neither positives nor negatives.
         rows = torch.arange(len(keys.targets), device=positives.device)
         same_context = rows // count == positives[:, None] // count
@@ -221,13 +229,27 @@ def build_projection_head(dim: int) -> nn.Module:
 
     Layer norm, because the statistics of batch norm would depend on the micro-batch.
     """
-    return nn.Sequential(
+    head = nn.Sequential(
         nn.Linear(dim, 4 * dim), nn.LayerNorm(4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
     )
+    keep_dtype_under_autocast(head)
+    return head
 
 
 def build_pretraining(config: ModelConfig, seed: int) -> Pretraining:
     """Fresh weights, equal for equal seeds; the global random state does not change."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    # The weights are made on the CPU. Without devices=[] each rank would initialise every visible
+    # GPU, and torch.manual_seed would seed them.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return Pretraining(config)
+
+
+def build_meta_pretraining(config: ModelConfig) -> Pretraining:
+    """The model on the meta device: shapes and dtypes without memory or values.
+
+    `backbone.pretrained_path` is not read; it does not change a shape.
+    """
+    backbone = replace(config.backbone, pretrained_path=None)
+    with torch.device("meta"):
+        return Pretraining(replace(config, backbone=backbone))

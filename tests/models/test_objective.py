@@ -6,53 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from mofore.config import PretrainConfig, compose
 from mofore.errors import UserError
-from mofore.models.losses import forecasting_loss, info_nce, normalise
-from mofore.models.objective import LossConfig, ModelConfig, Pretraining, Query, build_pretraining
-from mofore.types import Batch, Keys, Losses
+from mofore.models.losses import LossConfig, Query, forecasting_loss, info_nce, normalise
+from mofore.models.objective import Pretraining, build_pretraining
+from mofore.types import Batch, Keys
+from tests.models.small_model import PAPER, compute_losses, model_config, random_batch
 from tests.small import SMALL
 
-PAPER = (
-    "experiment=paper",
-    "backbone.depth=2",
-    "backbone.embed_dim=48",
-    "backbone.num_heads=3",
-    "data.frames=4",
-    "data.size=32",
-    "forecaster.dim=24",
-)
 CONFIGS = [SMALL, PAPER]
-
-
-def config(overrides: tuple[str, ...]) -> ModelConfig:
-    return compose(PretrainConfig, [*overrides, "data.manifest=x"]).model()
-
-
-def random_batch(videos: int = 4, targets: int = 2, seed: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(seed)
-    clips = torch.randint(
-        0, 256, (videos, targets + 1, 3, 4, 32, 32), dtype=torch.uint8, generator=generator
-    )
-    gaps = torch.rand(videos, targets, generator=generator)
-    return Batch(
-        clips[:, 0],
-        clips[:, 1:],
-        gaps,
-        torch.arange(videos),
-        torch.zeros(videos, 0, dtype=torch.int64),
-    )
-
-
-def compute_losses(model: Pretraining, batch: Batch) -> Losses:
-    targets = model(batch)
-    return model(batch, targets, targets.keys)
 
 
 @pytest.mark.parametrize("overrides", CONFIGS)
 @pytest.mark.parametrize("weight", [0.0, 0.3])
 def test_total_is_forecast_plus_weighted_contrastive_loss(overrides, weight):
-    plain = config(overrides)
+    plain = model_config(overrides)
     weighted = replace(plain, loss=replace(plain.loss, contrastive_weight=weight))
     model = build_pretraining(weighted, 0)
     losses = compute_losses(model, random_batch())
@@ -65,17 +32,17 @@ def test_total_is_forecast_plus_weighted_contrastive_loss(overrides, weight):
 @pytest.mark.parametrize("overrides", CONFIGS)
 def test_losses_equal_those_computed_by_hand(overrides):
     """Latents of the targets are pooled for the MLP, and normalised if the config says so."""
-    model_config = config(overrides)
-    model, batch = build_pretraining(model_config, 0), random_batch()
+    config = model_config(overrides)
+    model, batch = build_pretraining(config, 0), random_batch()
     tokens = model.teacher(batch.targets.flatten(0, 1))
     if overrides is PAPER:
         tokens = tokens.mean(dim=1, keepdim=True)
-    tokens = normalise(tokens) if model_config.loss.normalise_targets else tokens
+    tokens = normalise(tokens) if config.loss.normalise_targets else tokens
     forecast = model.forecaster(model.student(batch.context), batch.gaps)
     assert forecast.shape == (4, 2, *tokens.shape[1:])
-    regression = model_config.loss.regression
+    regression = config.loss.regression
     expected = forecasting_loss(forecast, tokens.unflatten(0, (4, 2)), regression)
-    temperature = model_config.loss.temperature
+    temperature = config.loss.temperature
     if overrides is PAPER:
         mean_forecasts = forecast.mean(dim=2).flatten(0, 1)
         contrastive, accuracy = info_nce(
@@ -117,7 +84,10 @@ def target_to_context(model: Pretraining, batch: Batch) -> tuple[Tensor, Tensor]
 
 
 def test_query_context_uses_one_direction():
-    model, batch = build_pretraining(config((*SMALL, "loss.query=context")), 0), random_batch()
+    model, batch = (
+        build_pretraining(model_config((*SMALL, "loss.query=context")), 0),
+        random_batch(),
+    )
     contrastive, accuracy = context_to_target(model, batch)
     losses = compute_losses(model, batch)
     torch.testing.assert_close(losses.contrastive, contrastive.detach())
@@ -127,14 +97,14 @@ def test_query_context_uses_one_direction():
 
 def test_student_drops_the_same_tokens_of_targets():
     """The loss from target to context alone: twice the symmetric loss minus the other direction."""
-    model, batch = build_pretraining(config(SMALL), 0), random_batch()
+    model, batch = build_pretraining(model_config(SMALL), 0), random_batch()
     batch = batch._replace(visible=torch.arange(0, 32, 2).repeat(4, 1))
     targets, visible = batch.targets.flatten(0, 1), batch.visible.repeat_interleave(2, dim=0)
     target_queries = model.projection_head(model.student(targets, visible).mean(dim=1))
     keys, temperature = keys_of(model, batch.context), model.loss_config.temperature
     expected = info_nce(target_queries, keys, torch.arange(8) // 2, temperature)[0]
     one_way = replace(model.loss_config, query=Query.context)
-    other = Pretraining(replace(config(SMALL), loss=one_way))
+    other = Pretraining(replace(model_config(SMALL), loss=one_way))
     other.load_state_dict(model.state_dict())
     symmetric = compute_losses(model, batch).contrastive
     found = 2 * symmetric - compute_losses(other, batch).contrastive
@@ -143,7 +113,7 @@ def test_student_drops_the_same_tokens_of_targets():
 
 @pytest.mark.parametrize("overrides", CONFIGS)
 def test_all_but_the_teacher_get_gradients(overrides):
-    model = build_pretraining(config(overrides), 0)
+    model = build_pretraining(model_config(overrides), 0)
     compute_losses(model, random_batch()).total.backward()
     for name, p in model.named_parameters():
         if name.startswith("teacher."):
@@ -159,7 +129,7 @@ def test_all_but_the_teacher_get_gradients(overrides):
 
 
 def test_without_contrastive_loss_the_student_encodes_only_contexts():
-    model = build_pretraining(config((*SMALL, "loss.contrastive_weight=0")), 0)
+    model = build_pretraining(model_config((*SMALL, "loss.contrastive_weight=0")), 0)
     clips: list[int] = []
     model.student.register_forward_hook(lambda _, args, __: clips.append(len(args[0])))
     assert compute_losses(model, random_batch()).total.isfinite()
@@ -170,7 +140,7 @@ def test_loss_does_not_depend_on_micro_batches():
     """Mean loss and accumulated gradient of micro-batches, against all keys, equal the batch's."""
     batch, gradients, totals = random_batch(), [], []
     for parts in (1, 2, 4):
-        model = build_pretraining(config(SMALL), 0)
+        model = build_pretraining(model_config(SMALL), 0)
         micro_batches = [Batch(*(t.chunk(parts)[i] for t in batch)) for i in range(parts)]
         targets = [model(micro_batch) for micro_batch in micro_batches]
         keys, first, total = Keys.concat([target.keys for target in targets]), 0, 0.0
@@ -189,7 +159,7 @@ def test_loss_does_not_depend_on_micro_batches():
 def test_equal_seeds_give_equal_weights_and_keep_the_random_state():
     torch.manual_seed(3)
     before = torch.get_rng_state()
-    one, two, other = (build_pretraining(config(SMALL), seed) for seed in (5, 5, 6))
+    one, two, other = (build_pretraining(model_config(SMALL), seed) for seed in (5, 5, 6))
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(one.parameters(), two.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -198,8 +168,20 @@ def test_equal_seeds_give_equal_weights_and_keep_the_random_state():
     )
 
 
+def test_building_touches_no_gpu(monkeypatch):
+    """A mock stands in for a machine with several GPUs: a rank must initialise only its own."""
+
+    def touch(*_):
+        raise AssertionError("touches a GPU")
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    for name in ("get_rng_state", "set_rng_state", "manual_seed", "manual_seed_all"):
+        monkeypatch.setattr(torch.cuda, name, touch)
+    build_pretraining(model_config(SMALL), 0)
+
+
 def test_teacher_starts_as_the_student_and_has_no_stochastic_depth():
-    model = build_pretraining(config((*SMALL, "backbone.drop_path=0.9")), 0)
+    model = build_pretraining(model_config((*SMALL, "backbone.drop_path=0.9")), 0)
     for a, b in zip(model.teacher.parameters(), model.student.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.data_ptr() != b.data_ptr()
