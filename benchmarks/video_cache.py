@@ -34,7 +34,7 @@ from mofore.data.synthetic import (
     rotation,
     write_motion_videos,
 )
-from mofore.data.views import centre_view
+from mofore.data.views import apply_jitter, centre_view
 from mofore.data.windows import evenly_spaced_clips
 from mofore.types import Batch
 
@@ -154,7 +154,13 @@ def downscale(frames: np.ndarray) -> np.ndarray:
 
 
 def sample_batches(
-    cache: VideoCache, rows: np.ndarray, config: DataConfig, batch: int, seed: int, tokens: int
+    cache: VideoCache,
+    rows: np.ndarray,
+    config: DataConfig,
+    batch: int,
+    seed: int,
+    tokens: int,
+    teacher_keep_ratio: float = 1.0,
 ) -> Iterator[Batch]:
     """The global batches that a pretraining would draw from these videos, endlessly."""
     step = 0
@@ -164,8 +170,9 @@ def sample_batches(
             row = int(rows[position])
             rng = np.random.default_rng((seed, epoch, row))
             times, duration, read = cache.times[row], cache.durations[row], cache.frames[row]
-            samples.append(draw_sample(rng, times, duration, read.__getitem__, row, config, tokens))
-        yield collate(samples)
+            clip = (rng, times, duration, read.__getitem__, row, config)
+            samples.append(draw_sample(*clip, tokens, teacher_keep_ratio))
+        yield apply_jitter(collate(samples))
         step += 1
 
 

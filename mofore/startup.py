@@ -8,21 +8,25 @@ import numpy as np
 import torch
 
 from mofore.checkpoint.reader import Checkpoint, find_latest_checkpoint, rename_damaged
+from mofore.compilation import compile_blocks, should_compile
 from mofore.config import PretrainConfig
-from mofore.data.dataset import PretrainClips
-from mofore.data.loader import RankSampler, build_loader, iterate_batches
+from mofore.data.dataset import PretrainClips, kept_tokens
+from mofore.data.loader import (
+    DeviceCopy,
+    RankSampler,
+    build_loader,
+    iterate_batches,
+    resolve_workers,
+)
 from mofore.data.manifest import Manifest
+from mofore.data.views import apply_jitter
 from mofore.errors import UserError
 from mofore.models.objective import build_pretraining
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.parallel.collectives import get_rank, get_world_size
-from mofore.parallel.engine import (
-    Engine,
-    build_engine,
-    init_optimizer_state,
-    load_state,
-    state_shapes,
-)
+from mofore.parallel.engine import Engine, build_engine
+from mofore.parallel.state import init_optimizer_state, load_state, state_shapes
+from mofore.precision import resolve_precision
 from mofore.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -50,14 +54,18 @@ def find_resume_checkpoint(run_dir: Path, manifest: Manifest) -> Checkpoint | No
 def build_training_engine(
     config: PretrainConfig, checkpoint: Checkpoint | None, device: torch.device
 ) -> Engine:
-    """The engine in the state of the checkpoint, or with fresh weights."""
+    """The engine in the state of the checkpoint, or with fresh weights, and compiled blocks."""
     micro_batch, accumulation = config.split_batch(get_world_size())
     model = build_pretraining(config.model(), config.seed)
+    batch = empty_batch(config, micro_batch, device)
+    if should_compile(config.engine, device):
+        precision = resolve_precision(config.engine.precision, device)
+        compile_blocks(model.to(device), batch, precision)
     groups = parameter_groups(model, config.optimizer.weight_decay)
     optimizer = build_optimizer(groups, config.optimizer)
     clip_grad = config.optimizer.clip_grad
     engine = build_engine(model, optimizer, config.engine, micro_batch, accumulation, clip_grad)
-    init_optimizer_state(engine, empty_batch(config, micro_batch, device))
+    init_optimizer_state(engine, batch)
     if checkpoint:
         load_checkpoint(engine, checkpoint)
     return engine
@@ -70,19 +78,25 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     """
     checkpoint.check_shapes(state_shapes(engine))
     updates = checkpoint.step - checkpoint.meta["bad_updates"]["skipped"]
-    load_state(engine, checkpoint.read, updates)
+    load_state(engine, checkpoint.load, updates)
 
 
 def empty_batch(config: PretrainConfig, videos: int, device: torch.device) -> Batch:
-    """Black clips in the run's shapes, for the step that creates optimizer state."""
+    """Black clips in the run's shapes, to compile with and to create optimizer state."""
     data = config.data
     clip = (3, data.frames, data.size, data.size)
+    ratios = (data.token_keep_ratio, config.teacher.token_keep_ratio)
+    counts = (kept_tokens(ratio, config.tokens) for ratio in ratios)
+    visible, teacher_visible = (
+        torch.arange(count, device=device).repeat(videos, 1) for count in counts
+    )
     return Batch(
         context=torch.zeros(videos, *clip, dtype=torch.uint8, device=device),
         targets=torch.zeros(videos, data.targets, *clip, dtype=torch.uint8, device=device),
         gaps=torch.zeros(videos, data.targets, device=device),
         rows=torch.zeros(videos, dtype=torch.int64, device=device),
-        visible=torch.zeros(videos, 0, dtype=torch.int64, device=device),
+        visible=visible,
+        teacher_visible=teacher_visible,
     )
 
 
@@ -107,8 +121,15 @@ def rank_sampler(config: PretrainConfig, videos: int, start: int) -> RankSampler
 def load_batches(
     config: PretrainConfig, manifest: Manifest, rows: np.ndarray, start: int, device: torch.device
 ) -> Iterator[Batch]:
-    """This rank's micro-batches from step `start` on; workers start when the first is asked for."""
+    """This rank's micro-batches from step `start` on, on the device, with colour jitter.
+
+    Workers start when the first is asked for.
+    """
     sampler = rank_sampler(config, len(rows), start)
-    clips = PretrainClips(manifest, config.data, rows, config.seed, config.tokens)
-    pin_memory = device.type == "cuda"
-    return iterate_batches(build_loader(clips, sampler, config.workers, pin_memory))
+    clips = PretrainClips(
+        manifest, config.data, rows, config.seed, config.tokens, config.teacher.token_keep_ratio
+    )
+    workers = resolve_workers(config.workers, device.type)
+    batches = iterate_batches(build_loader(clips, sampler, workers, device.type == "cuda"))
+    # map keeps no batch: its memory is free as soon as the step has used it.
+    return map(apply_jitter, map(DeviceCopy(device), batches))

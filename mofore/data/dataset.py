@@ -1,4 +1,4 @@
-"""Datasets of clips: choose the frames of each clip, decode them once, cut views; collate a Batch.
+"""Datasets of clips: choose frames, decode them once, cut views; collate a LoadedBatch.
 
 The random numbers of a sample depend only on (seed, epoch, row). They are the same on any rank, in
 any worker, before and after a resume.
@@ -18,7 +18,14 @@ from torch.utils.data import Dataset
 
 from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
 from mofore.data.manifest import Manifest, Video, read_splits
-from mofore.data.views import AugmentConfig, centre_view, crop_and_resize, draw_crop, jitter_colour
+from mofore.data.views import (
+    AugmentConfig,
+    centre_view,
+    crop_and_resize,
+    draw_crop,
+    draw_jitter,
+    stack_jitters,
+)
 from mofore.data.windows import (
     GapConfig,
     clip_seconds,
@@ -28,7 +35,7 @@ from mofore.data.windows import (
 )
 from mofore.errors import UserError
 from mofore.settings import setting
-from mofore.types import Batch
+from mofore.types import Batch, ColourJitter, LoadedBatch
 
 
 @dataclass
@@ -61,29 +68,38 @@ class DataConfig:
 
 
 class Sample(NamedTuple):
-    """One element of a Batch, without the batch dimension."""
+    """One element of a LoadedBatch, without the batch dimension."""
 
     context: Tensor  # u8 [C, T, H, W]
     targets: Tensor  # u8 [K, C, T, H, W]
     gaps: Tensor  # f32 [K] seconds
     row: int  # row of the manifest
     visible: Tensor  # i64 [M] indices of the tokens that the student sees; M = 0: all
+    teacher_visible: Tensor  # i64 [M'] indices of the tokens that the teacher sees; M' = 0: all
+    jitter: ColourJitter  # of each clip: the context and the targets do not have it yet
 
 
 class PretrainClips(Dataset[Sample]):
     """Pretraining samples, indexed by (epoch, position in `rows`). Each epoch differs.
 
-    rows: i64 [n] rows of the manifest. tokens: number of tokens of a clip, from which the visible
-    ones are drawn; not used if `data.token_keep_ratio` is 1.
+    rows: i64 [n] rows of the manifest. tokens: number of tokens of a clip, from which those are
+    drawn that student and teacher see; not used if both see all. teacher_keep_ratio: share of a
+    clip's tokens that the teacher sees.
 
     Raises UserError if a video no longer decodes.
     """
 
     def __init__(
-        self, manifest: Manifest, config: DataConfig, rows: np.ndarray, seed: int, tokens: int = 0
+        self,
+        manifest: Manifest,
+        config: DataConfig,
+        rows: np.ndarray,
+        seed: int,
+        tokens: int = 0,
+        teacher_keep_ratio: float = 1.0,
     ) -> None:
         self.manifest, self.config, self.rows = manifest, config, rows
-        self.seed, self.tokens = seed, tokens
+        self.seed, self.tokens, self.teacher_keep_ratio = seed, tokens, teacher_keep_ratio
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -96,7 +112,16 @@ class PretrainClips(Dataset[Sample]):
             reader = open_video(video)
             times = frame_times(reader)
             read = functools.partial(read_frames, reader)
-            return draw_sample(rng, times, video.duration, read, row, self.config, self.tokens)
+            return draw_sample(
+                rng,
+                times,
+                video.duration,
+                read,
+                row,
+                self.config,
+                self.tokens,
+                self.teacher_keep_ratio,
+            )
 
 
 def draw_sample(
@@ -107,11 +132,13 @@ def draw_sample(
     row: int,
     config: DataConfig,
     tokens: int,
+    teacher_keep_ratio: float = 1.0,
 ) -> Sample:
-    """Draw clips, read their frames once, and augment them.
+    """Draw clips, read their frames once, cut views, and draw their jitter and visible tokens.
 
     times: f64 [n] start times of the frames, in seconds. duration: of the video, in seconds.
-    read: frame indices i64 [m] -> frames u8 [m, H, W, 3]. tokens: number of tokens of a clip.
+    read: frame indices i64 [m] -> frames u8 [m, H, W, 3]. tokens, teacher_keep_ratio: as in
+    PretrainClips.
     """
     windows = draw_windows(
         rng, times, duration, config.frames, config.fps, config.targets, config.gap
@@ -120,13 +147,24 @@ def draw_sample(
     frames = read(indices.ravel())
     crop = draw_crop(rng, frames.shape[1], frames.shape[2], config.augment)
     images = crop_and_resize(frames, crop, config.size).unflatten(0, indices.shape)
-    clips = torch.stack([jitter_colour(rng, clip, config.augment) for clip in images])
-    visible = np.empty(0, dtype=np.int64)
-    if config.token_keep_ratio < 1:
-        count = max(1, round(config.token_keep_ratio * tokens))
-        visible = np.sort(rng.permutation(tokens)[:count])
+    clips = images.transpose(1, 2).contiguous()
+    jitter = stack_jitters([draw_jitter(rng, config.augment) for _ in clips])
+    visible = draw_tokens(rng, config.token_keep_ratio, tokens)
+    teacher_visible = draw_tokens(rng, teacher_keep_ratio, tokens)
     gaps = torch.from_numpy(windows.gaps)
-    return Sample(clips[0], clips[1:], gaps, row, torch.from_numpy(visible))
+    return Sample(clips[0], clips[1:], gaps, row, visible, teacher_visible, jitter)
+
+
+def kept_tokens(ratio: float, tokens: int) -> int:
+    """How many tokens of a clip a `token_keep_ratio` keeps: M; 0 if it keeps all."""
+    return max(1, round(ratio * tokens)) if ratio < 1 else 0
+
+
+def draw_tokens(rng: np.random.Generator, ratio: float, tokens: int) -> Tensor:
+    """Indices of the tokens that are kept, ascending: i64 [M]. Draws nothing if all are."""
+    count = kept_tokens(ratio, tokens)
+    chosen = rng.permutation(tokens)[:count] if count else np.empty(0, dtype=np.int64)
+    return torch.from_numpy(np.sort(chosen))
 
 
 class EvaluationClips(Dataset[tuple[Tensor, int]]):
@@ -170,15 +208,22 @@ def as_user_error(video: Video) -> Iterator[None]:
         ) from None
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
+def collate(samples: Sequence[Sample]) -> LoadedBatch:
     """Stack samples into one micro-batch."""
-    return Batch(
+    batch = Batch(
         context=torch.stack([sample.context for sample in samples]),
         targets=torch.stack([sample.targets for sample in samples]),
         gaps=torch.stack([sample.gaps for sample in samples]),
         rows=torch.tensor([sample.row for sample in samples]),
         visible=torch.stack([sample.visible for sample in samples]),
+        teacher_visible=torch.stack([sample.teacher_visible for sample in samples]),
     )
+    return LoadedBatch(batch, stack_jitters([sample.jitter for sample in samples]))
+
+
+def collate_unaugmented(samples: Sequence[Sample]) -> Batch:
+    """Stack samples whose augmentation is off, so that their jitter would change nothing."""
+    return collate(samples).batch
 
 
 def usable_rows(manifest: Manifest, config: DataConfig, clips: int) -> tuple[np.ndarray, int]:

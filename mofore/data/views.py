@@ -1,29 +1,37 @@
 """Frames u8 [T, H, W, 3] -> views u8 [3, T, size, size]: crop, resize, flip, colour, static noise.
 
+    in a worker     draw_crop, crop_and_resize, draw_jitter
+    on the device   apply_jitter, on all clips of a batch at once
+
 A context and its targets share one crop, so that token positions correspond. Colour and static
 noise are drawn for each clip separately, so that neither palette nor static appearance identifies
 a clip.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
 from mofore.errors import UserError
 from mofore.settings import setting
+from mofore.types import Batch, ColourJitter, LoadedBatch
 
 # RGB to luma and two chroma axes (NTSC 1953). A rotation of the chroma axes changes the hue.
-YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+LUMA = (0.299, 0.587, 0.114)
+YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 RGB = np.linalg.inv(YIQ)
 # Static noise image: grid sizes of its scales, and the standard deviation of each in grey levels.
 NOISE_GRIDS = (2, 4, 8, 16)
 NOISE_STD = 35.0
+# Values of clips that `apply_jitter` changes at a time, in fp32: a processor's cache holds few, a
+# GPU needs many.
+CHUNK, CHUNK_CPU = 2**26, 2**22
 
 
 @dataclass
@@ -104,11 +112,11 @@ def crop_and_resize(frames: NDArray[np.uint8], crop: Crop, size: int) -> Tensor:
     return V.horizontal_flip(images) if crop.flipped else images
 
 
-def jitter_colour(rng: np.random.Generator, images: Tensor, augment: AugmentConfig) -> Tensor:
-    """Colour jitter and static noise, the same for all frames: u8 [T, 3, H, W] -> u8 [3, T, H, W].
+def draw_jitter(rng: np.random.Generator, augment: AugmentConfig) -> ColourJitter:
+    """Colour jitter and static noise of one clip, the same for all its frames.
 
-    Brightness, contrast, saturation and hue are all affine in RGB. One 3 x 3 matrix and an offset
-    apply them in one pass over the pixels.
+    Brightness, contrast, saturation and hue are all affine in RGB: one 3 x 3 matrix, and an offset
+    that depends on the clip's mean luma.
 
     Then each frame is blended with one static noise image of weight 0 to `augment.static_noise`.
     Motion is preserved; static appearance cannot serve as a shortcut. Wang et al. 2021 (arXiv
@@ -123,24 +131,107 @@ def jitter_colour(rng: np.random.Generator, images: Tensor, augment: AugmentConf
     yiq_change[1:, 1:] = saturation * np.array(
         [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     )
-    matrix = torch.from_numpy(brightness * contrast * (RGB @ yiq_change @ YIQ)).float()
-    pixels = images.transpose(0, 1).flatten(1).float()
-    mean_luma = torch.from_numpy(YIQ[:1]).float() @ pixels.mean(dim=1)
-    pixels = torch.addmm(brightness * (1 - contrast) * mean_luma, matrix, pixels)
-    pixels = pixels.view(3, len(images), *images.shape[2:])
+    matrix = brightness * contrast * (RGB @ yiq_change @ YIQ)
+    strengths = (augment.colour_jitter, augment.hue_jitter, augment.greyscale_prob)
+    if not any((*strengths, augment.static_noise)):
+        matrix = matrix[:0]
+    noise_weight, noise = 0.0, np.empty(0)
     if augment.static_noise:
-        weight = rng.uniform(0, augment.static_noise)
-        pixels = pixels.lerp_(static_noise_image(rng, *images.shape[2:]), weight)
-    return pixels.round_().clamp_(0, 255).to(torch.uint8)
+        noise_weight = rng.uniform(0, augment.static_noise)
+        noise = draw_noise(rng)
+    drawn = (matrix, brightness * (1 - contrast), noise_weight, noise)
+    return ColourJitter(*(torch.as_tensor(part, dtype=torch.float32) for part in drawn))
 
 
-def static_noise_image(rng: np.random.Generator, height: int, width: int) -> Tensor:
-    """Coloured noise of several scales, f32 [3, 1, height, width] in 0 to 255."""
-    image = torch.from_numpy(rng.uniform(0, 255, (1, 3, 1, 1))).float()
-    for grid in NOISE_GRIDS:
-        noise = torch.from_numpy(rng.normal(0, NOISE_STD, (1, 3, grid, grid))).float()
-        image = image + F.interpolate(noise, size=(height, width), mode="bilinear")
-    return image.clamp_(0, 255).transpose(0, 1)
+def draw_noise(rng: np.random.Generator) -> NDArray[np.float64]:
+    """Coloured noise of several scales, f64 [V]: a colour, then a grid of each of NOISE_GRIDS."""
+    colour = rng.uniform(0, 255, 3)
+    grids = [rng.normal(0, NOISE_STD, 3 * size * size) for size in NOISE_GRIDS]
+    return np.concatenate([colour, *grids])
+
+
+def stack_jitters(jitters: Sequence[ColourJitter]) -> ColourJitter:
+    """The jitters of n clips or samples as one, with a first dimension of n."""
+    return ColourJitter(*(torch.stack(parts) for parts in zip(*jitters, strict=True)))
+
+
+def apply_jitter(loaded: LoadedBatch) -> Batch:
+    """Change the colours of all clips of a batch and blend them with noise, on the batch's device.
+
+    Needs no host synchronisation. The pixels of a clip do not depend on the others in its batch,
+    bit for bit.
+    """
+    batch, jitter = loaded
+    if not jitter.matrix.numel():
+        return batch
+    contexts = ColourJitter(*(part[:, 0] for part in jitter))
+    targets = ColourJitter(*(part[:, 1:].flatten(0, 1) for part in jitter))
+    changed = _jitter_clips(batch.targets.flatten(0, 1), targets)
+    return batch._replace(
+        context=_jitter_clips(batch.context, contexts), targets=changed.view_as(batch.targets)
+    )
+
+
+def _jitter_clips(clips: Tensor, jitter: ColourJitter) -> Tensor:
+    """u8 [n, 3, T, H, W] -> the same with the jitter [n, ...] of each clip."""
+    changed = torch.empty_like(clips)
+    limit = CHUNK if clips.is_cuda else CHUNK_CPU
+    count = max(1, limit // clips[0].numel())
+    chunks = (part.split(count) for part in (changed, clips, *jitter))
+    for out, chunk, *parts in zip(*chunks, strict=True):
+        out.copy_(_jitter_chunk(chunk.float(), ColourJitter(*parts)))
+    return changed
+
+
+def _jitter_chunk(pixels: Tensor, jitter: ColourJitter) -> Tensor:
+    """f32 [n, 3, T, H, W] -> the same, rounded, 0 to 255.
+
+    With noise of weight w: (1 - w) (M x + offset) + w noise = (1 - w) M x + constant.
+    """
+
+    def per_clip(values: Tensor) -> Tensor:
+        return values.view(-1, 1, 1, 1, 1)
+
+    # Sums over rows of whole numbers are exact in fp32, and their sums in fp64: no order of
+    # summation changes the mean.
+    means = pixels.sum(dim=4).double().mean(dim=(2, 3)) / pixels.shape[4]
+    channels = zip(LUMA, means.float().unbind(dim=1), strict=True)
+    mean_luma = sum(weight * mean for weight, mean in channels)
+    constant, matrix = per_clip(jitter.luma_weight * mean_luma), jitter.matrix
+    if jitter.noise.shape[1]:
+        image = static_noise_images(jitter.noise, *pixels.shape[3:]).unsqueeze(2)
+        constant = constant.lerp(image, per_clip(jitter.noise_weight))
+        matrix = matrix * (1 - jitter.noise_weight).view(-1, 1, 1)
+    # Elementwise, not a matrix product, which a GPU may round to TF32.
+    red, green, blue = pixels.split(1, dim=1)
+    of_red, of_green, of_blue = matrix.view(-1, 3, 3, 1, 1, 1).unbind(dim=2)
+    changed = torch.addcmul(constant, of_red, red)
+    changed.addcmul_(of_green, green).addcmul_(of_blue, blue)
+    return changed.round_().clamp_(0, 255)
+
+
+def static_noise_images(noise: Tensor, height: int, width: int) -> Tensor:
+    """What `draw_noise` drew, f32 [n, V] -> images f32 [n, 3, height, width] in 0 to 255."""
+    colour, *grids = noise.split([3, *(3 * size * size for size in NOISE_GRIDS)], dim=1)
+    image = colour.view(-1, 3, 1, 1)
+    for size, grid in zip(NOISE_GRIDS, grids, strict=True):
+        values = grid.reshape(-1, 3, size, size)
+        image = image + _stretch(_stretch(values, height, 2), width, 3)
+    return image.clamp_(0, 255)
+
+
+def _stretch(values: Tensor, length: int, dim: int) -> Tensor:
+    """Linear interpolation of one dimension of f32 [n, 3, h, w] to `length`.
+
+    F.interpolate(mode="bilinear") rounds differently on other numbers of threads.
+    """
+    size = values.shape[dim]
+    centres = torch.arange(length, device=values.device) + 0.5
+    position = (centres * (size / length) - 0.5).clamp_(0, size - 1)
+    low = position.long()
+    high = (low + 1).clamp_(max=size - 1)
+    weight = (position - low).view(-1, *[1] * (3 - dim))
+    return values.index_select(dim, low).lerp(values.index_select(dim, high), weight)
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:

@@ -7,11 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from mofore.data.dataset import DataConfig, EvaluationClips, PretrainClips, collate, usable_rows
+from mofore.data.dataset import (
+    DataConfig,
+    EvaluationClips,
+    PretrainClips,
+    Sample,
+    collate,
+    kept_tokens,
+    usable_rows,
+)
 from mofore.data.decode import Reader
 from mofore.data.manifest import Row, Video, read_manifest, write_manifest
 from mofore.data.verify import verify_video
-from mofore.data.views import AugmentConfig
+from mofore.data.views import AugmentConfig, apply_jitter
 from mofore.data.windows import GapConfig
 from mofore.errors import UserError
 from mofore.types import Batch
@@ -40,21 +48,40 @@ def config(manifest: Path, **changes) -> DataConfig:
     return DataConfig(str(manifest), **defaults | changes)
 
 
-def clips(manifest: Path, seed: int = 0, **changes) -> PretrainClips:
+def clips(
+    manifest: Path, seed: int = 0, tokens: int = 0, teacher_keep_ratio: float = 1.0, **changes
+) -> PretrainClips:
     read = read_manifest(manifest)
-    return PretrainClips(read, config(manifest, **changes), np.arange(len(read)), seed)
+    rows = np.arange(len(read))
+    return PretrainClips(
+        read, config(manifest, **changes), rows, seed, tokens, teacher_keep_ratio=teacher_keep_ratio
+    )
+
+
+def tensors(sample: Sample) -> dict[str, torch.Tensor]:
+    """Every tensor of a sample, and its row, by name."""
+    parts = sample._asdict() | sample.jitter._asdict()
+    return {name: torch.as_tensor(part) for name, part in parts.items() if name != "jitter"}
 
 
 def test_a_sample_has_the_documented_shapes(manifest):
-    batch = collate([clips(manifest)[0, 5], clips(manifest)[0, 7]])
+    batch, jitter = collate([clips(manifest)[0, 5], clips(manifest)[0, 7]])
     assert (batch.context.dtype, batch.context.shape) == (torch.uint8, (2, 3, 4, 32, 32))
     assert (batch.targets.dtype, batch.targets.shape) == (torch.uint8, (2, 3, 3, 4, 32, 32))
     assert (batch.gaps.dtype, batch.gaps.shape) == (torch.float32, (2, 3))
     assert (batch.rows.dtype, batch.rows.tolist()) == (torch.int64, [5, 7])
+    assert (jitter.matrix.dtype, jitter.matrix.shape) == (torch.float32, (2, 4, 3, 3))
+    assert jitter.luma_weight.shape == jitter.noise_weight.shape == (2, 4)
+    assert jitter.noise.shape == (2, 4, 0)
+    noisy = clips(manifest, augment=AugmentConfig(static_noise=0.5))
+    assert collate([noisy[0, 5], noisy[0, 7]]).jitter.noise.shape == (2, 4, 3 * 341)
+    plain = clips(manifest, augment=PLAIN)
+    assert collate([plain[0, 5], plain[0, 7]]).jitter.matrix.shape == (2, 4, 0, 3)
 
 
 def test_training_sees_no_label():
-    assert Batch._fields == ("context", "targets", "gaps", "rows", "visible")
+    fields_of_batch = ("context", "targets", "gaps", "rows", "visible", "teacher_visible")
+    assert Batch._fields == fields_of_batch
     assert not {"label", "group", "split"} & {field.name for field in fields(Video)}
 
 
@@ -62,8 +89,8 @@ def test_a_sample_is_a_function_of_seed_epoch_and_row(manifest):
     one, two = clips(manifest), clips(manifest)
     two[0, 3], two[4, 9]  # earlier samples have no effect
     again = two[1, 6]
-    for a, b in zip(one[1, 6], again, strict=True):
-        assert torch.equal(torch.as_tensor(a), torch.as_tensor(b))
+    for name, tensor in tensors(one[1, 6]).items():
+        assert torch.equal(tensor, tensors(again)[name]), name
     for other in (one[2, 6], clips(manifest, seed=1)[1, 6]):
         assert not torch.equal(other.context, again.context)
         assert not torch.equal(other.gaps, again.gaps)
@@ -71,6 +98,34 @@ def test_a_sample_is_a_function_of_seed_epoch_and_row(manifest):
     assert torch.equal(
         subset.context, again.context
     )  # the row matters, not its position in a subset
+
+
+def test_visible_tokens_are_drawn_after_all_else(manifest):
+    """Ratios of 1 draw nothing, so they change no other number; the teacher's are drawn last."""
+    ratios = [(1.0, 1.0), (0.5, 1.0), (0.5, 0.25), (1.0, 0.25)]
+    samples = [
+        tensors(
+            clips(manifest, tokens=32, token_keep_ratio=student, teacher_keep_ratio=teacher)[0, 3]
+        )
+        for student, teacher in ratios
+    ]
+    for sample in samples:
+        for name in sample.keys() - {"visible", "teacher_visible"}:
+            assert torch.equal(sample[name], samples[0][name]), name
+    counts = [(len(each["visible"]), len(each["teacher_visible"])) for each in samples]
+    assert counts == [(0, 0), (16, 0), (16, 8), (0, 8)]
+    assert torch.equal(samples[1]["visible"], samples[2]["visible"])
+    seen = samples[2]["teacher_visible"]
+    assert (seen.dtype, seen.unique().tolist()) == (torch.int64, seen.tolist())  # ascending
+    assert 0 <= seen.min() <= seen.max() < 32
+    assert not set(seen.tolist()) <= set(samples[2]["visible"].tolist())  # drawn independently
+
+
+@pytest.mark.parametrize(
+    ("ratio", "count"), [(1.0, 0), (0.5, 16), (0.26, 8), (0.001, 1), (0.999, 32)]
+)
+def test_a_ratio_below_1_keeps_at_least_one_token(ratio, count):
+    assert kept_tokens(ratio, 32) == count
 
 
 def test_a_sample_does_not_change_global_random_state(manifest):
@@ -94,8 +149,9 @@ def test_context_and_targets_share_one_crop(tmp_path):
     apart = (views[0].context.float() - views[1].context.float()).abs().mean()
     assert apart > 20
 
-    coloured = clips(manifest, augment=replace(augment, colour_jitter=0.8, hue_jitter=0.5))[0, 0]
-    means = torch.cat([coloured.context[None], coloured.targets]).float().mean(dim=(2, 3, 4))
+    sample = clips(manifest, augment=replace(augment, colour_jitter=0.8, hue_jitter=0.5))[0, 0]
+    coloured = apply_jitter(collate([sample]))
+    means = torch.cat([coloured.context, coloured.targets[0]]).float().mean(dim=(2, 3, 4))
     assert means.std(dim=0).mean() > 2  # each clip has its own palette
 
 

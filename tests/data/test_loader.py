@@ -1,11 +1,20 @@
 """loader: the global batch of a step does not depend on ranks, micro-batches or workers."""
 
+import os
+
 import numpy as np
 import pytest
 import torch
 
 from mofore.data.dataset import DataConfig, PretrainClips
-from mofore.data.loader import RankSampler, build_loader, global_batch_indices, iterate_batches
+from mofore.data.loader import (
+    RankSampler,
+    build_loader,
+    check_workers,
+    global_batch_indices,
+    iterate_batches,
+    resolve_workers,
+)
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
 
@@ -45,6 +54,8 @@ def test_an_epoch_is_a_permutation_without_the_remainder():
     assert global_batch_indices(0, VIDEOS, GLOBAL, 1) != global_batch_indices(0, VIDEOS, GLOBAL, 0)
     single = [position for _, position in global_batch_indices(5, 8, 8, 0)]
     assert sorted(single) == list(range(8))
+    drawn = np.random.default_rng((3, 2)).permutation(VIDEOS)[GLOBAL : 2 * GLOBAL]
+    assert global_batch_indices(7, VIDEOS, GLOBAL, 3) == [(2, position) for position in drawn]
 
 
 @pytest.mark.parametrize("start", [1, 3, 7, 12])
@@ -70,5 +81,40 @@ def test_batches_do_not_depend_on_workers(manifest):
     for other in seen[1:]:
         assert len(other) == 6
         for a, b in zip(seen[0], other, strict=True):
-            assert type(b).__name__ == "Batch"
-            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+            assert type(b).__name__ == "LoadedBatch"
+            pairs = zip((*a.batch, *a.jitter), (*b.batch, *b.jitter), strict=True)
+            assert all(torch.equal(x, y) for x, y in pairs)
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "1", "LOCAL_WORLD_SIZE": "8"}
+
+
+@pytest.mark.parametrize(
+    ("environment", "on_gpu", "on_cpu"),
+    [
+        ({}, 63, 2),
+        ({"LOCAL_WORLD_SIZE": "1"}, 63, 2),
+        (TORCHRUN, 7, 2),
+        (TORCHRUN | {"SLURM_CPUS_PER_TASK": "32"}, 3, 2),  # torchrun within one SLURM task
+        ({"SLURM_CPUS_PER_TASK": "16", "LOCAL_WORLD_SIZE": "4"}, 15, 2),  # a SLURM task per rank
+        ({"SLURM_CPUS_PER_TASK": "1", "LOCAL_WORLD_SIZE": "4"}, 1, 1),
+        ({"SLURM_CPUS_PER_TASK": "128"}, 63, 2),
+        (TORCHRUN | {"LOCAL_WORLD_SIZE": "100"}, 1, 1),
+    ],
+)
+def test_automatic_workers_are_the_cpus_of_a_rank(environment, on_gpu, on_cpu, monkeypatch):
+    """On a machine of 64 CPUs. A number stays what it is."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    for name in (*TORCHRUN, "SLURM_CPUS_PER_TASK"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert resolve_workers("auto", "cuda") == on_gpu
+    assert resolve_workers("auto", "cpu") == on_cpu
+    assert [resolve_workers(number, "cuda") for number in (0, 5)] == [0, 5]
+
+
+@pytest.mark.parametrize("workers", [-1, "many", "3", ""])
+def test_other_workers_raise(workers):
+    with pytest.raises(UserError, match=f"workers={workers} must be at least 0, or auto"):
+        check_workers(workers)
