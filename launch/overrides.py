@@ -20,6 +20,8 @@ def _to_text(value: object) -> str:
         return str(value)
     if isinstance(value, list):
         return f"[{','.join(map(_to_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_to_text(item)}' for key, item in value.items())}}}"
     # omegaconf: the backslashes before ${ count double, and one more makes it literal
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", str(value))
     # hydra: the backslashes before a quote or the closing quote count double

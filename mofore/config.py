@@ -27,17 +27,20 @@ from mofore.bad_updates import BadUpdateConfig
 from mofore.checkpoint.format import CheckpointConfig
 from mofore.collapse_monitor import CollapseConfig
 from mofore.data.dataset import DataConfig
+from mofore.data.loader import AUTO, check_workers
 from mofore.errors import UserError
 from mofore.files import write_text
 from mofore.models.backbone import Attention, BackboneConfig, check_tubelets
 from mofore.models.ema import TeacherConfig
 from mofore.models.forecaster import ForecasterConfig
-from mofore.models.objective import LossConfig, ModelConfig
+from mofore.models.losses import LossConfig
+from mofore.models.objective import ModelConfig
 from mofore.optim import OptimizerConfig
 from mofore.parallel.engine_config import EngineConfig
 from mofore.settings import setting
 
 CONFIG_DIR = Path(__file__).parent / "configs"
+FREE_KEYS = "engine.deepspeed."  # any key may follow
 
 
 @dataclass
@@ -51,7 +54,14 @@ class PretrainConfig:
     micro_batch: int | None = setting(
         None, "Videos per rank and forward pass; null takes the rank's whole share at once."
     )
-    workers: int = setting(2, "Decoding processes per rank; 0 decodes in the rank itself.")
+    workers: int | str = setting(
+        AUTO, "Decoding processes per rank; auto: from its CPUs; 0 decodes in the rank itself."
+    )
+    wandb_project: str | None = setting(
+        None,
+        "Project of Weights & Biases to log to, beside TensorBoard; needs `pip install "
+        "mofore[wandb]`.",
+    )
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BackboneConfig)
     forecaster: ForecasterConfig = field(default_factory=ForecasterConfig)
@@ -64,22 +74,24 @@ class PretrainConfig:
     collapse: CollapseConfig = field(default_factory=CollapseConfig)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.global_batch) < 1 or self.workers < 0:
+        if min(self.steps, self.global_batch) < 1:
             raise UserError(
-                f"steps={self.steps} and global_batch={self.global_batch} must be at least 1, "
-                f"workers={self.workers} at least 0."
+                f"steps={self.steps} and global_batch={self.global_batch} must be at least 1."
             )
+        check_workers(self.workers)
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must be at least 0.")
         if self.global_batch < 2 and self.loss.contrastive_weight > 0:
             raise UserError("global_batch=1 leaves InfoNCE no negatives: give 2 or more.")
         check_tubelets(self.backbone, self.data.frames, self.data.size, self.data.size)
-        if self.data.token_keep_ratio < 1 and self.backbone.attention is Attention.per_frame:
-            raise UserError(
-                f"data.token_keep_ratio={self.data.token_keep_ratio} drops tokens, which "
-                "backbone.attention=per_frame does not support: give data.token_keep_ratio=1 or "
-                "backbone.attention=joint."
-            )
+        ratios = {"data": self.data.token_keep_ratio, "teacher": self.teacher.token_keep_ratio}
+        for group, ratio in ratios.items():
+            if ratio < 1 and self.backbone.attention is Attention.per_frame:
+                raise UserError(
+                    f"{group}.token_keep_ratio={ratio} drops tokens, which "
+                    f"backbone.attention=per_frame does not support: give {group}.token_keep_ratio"
+                    "=1 or backbone.attention=joint."
+                )
 
     @property
     def tokens(self) -> int:
@@ -134,6 +146,8 @@ def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None)
             raise UserError(f"configuration: {override}: write KEY=VALUE with an existing key.")
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder.")
+    # DeepSpeed's options are no keys of ours, so hydra must add them.
+    overrides = [f"++{each}" if each.startswith(FREE_KEYS) else each for each in overrides]
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
     _UserConfigs.folder = config_dir
     try:
@@ -203,10 +217,10 @@ def to_plain(value: Any) -> Any:
 
 
 def flatten_dict(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"data": {"size": 1}} -> {"data.size": 1}."""
+    """{"data": {"size": 1}} -> {"data.size": 1}; an empty dictionary is a value."""
     flat: dict[str, Any] = {}
     for key, value in nested.items():
-        nested_value = isinstance(value, dict)
+        nested_value = isinstance(value, dict) and value
         flat |= flatten_dict(value, f"{prefix}{key}.") if nested_value else {prefix + key: value}
     return flat
 

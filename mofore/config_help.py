@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
@@ -20,11 +21,11 @@ def describe_keys(kind: type, config_dir: Path | None = None) -> str:
     lines = ["  ".join([*map(str.ljust, row, widths), row[3]]).rstrip() for row in rows]
     if kind is PretrainConfig:
         lines += ["", "Groups of keys, from YAML files:"]
-        lines += [f"{group}={'|'.join(_group_options(group, config_dir))}" for group in GROUPS]
+        lines += [f"{group}={'|'.join(group_options(group, config_dir))}" for group in GROUPS]
     return "\n".join(lines)
 
 
-def _group_options(group: str, config_dir: Path | None) -> list[str]:
+def group_options(group: str, config_dir: Path | None) -> list[str]:
     folders = [folder for folder in (config_dir, CONFIG_DIR) if folder]
     return sorted({path.stem for folder in folders for path in (folder / group).glob("*.yaml")})
 
@@ -43,11 +44,13 @@ def _key_rows(config: Any, prefix: str) -> Iterator[tuple[str, str, str, str]]:
 
 
 def _type_name(hint: Any) -> str:
-    """int, int|null, list[float], or the options of an enum: mse|smooth_l1."""
+    """int, int|str, int|null, list[float], or the options of an enum: mse|smooth_l1."""
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "|".join(hint.__members__)
     options = get_args(hint)
-    if type(None) in options:
+    if get_origin(hint) is dict:
+        return "mapping"
+    if get_origin(hint) in (Union, UnionType):
         names = [_type_name(option) for option in options if option is not type(None)]
-        return "|".join([*names, "null"])
+        return "|".join([*names, "null"] if type(None) in options else names)
     return hint.__name__ if isinstance(hint, type) and not options else str(hint)

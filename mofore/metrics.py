@@ -1,4 +1,4 @@
-"""What a run reports: metrics.jsonl, one line per step, TensorBoard events, and its progress.
+"""What a run reports: metrics.jsonl, one line per step, TensorBoard, wandb, and its progress.
 
 Only rank 0 writes. A resumed run drops the lines of steps that it repeats, so each step is there
 once.
@@ -7,46 +7,71 @@ once.
 import json
 import logging
 import math
+import resource
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from torch import Tensor
+import torch
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from mofore.files import read_jsonl, write_jsonl
 from mofore.types import Batch
+from mofore.wandb_log import WandbLog
 
 logger = logging.getLogger(__name__)
 LINE_EVERY = 10.0  # seconds between two lines of progress in a file
+# of the progress: metric -> name, format
+PROGRESS = {
+    "loss": ("loss", "{:.3g}"),
+    "contrastive_accuracy": ("accuracy", "{:.3g}"),
+    "effective_rank": ("rank", "{:.3g}"),
+    "mfu": ("MFU", "{:.0%}"),
+    "tflops_per_second": ("TFLOP/s", "{:.3g}"),
+    "peak_memory_gib": ("GiB", "{:.3g}"),
+    "data_wait_fraction": ("data wait", "{:.0%}"),
+    "communication_fraction": ("communication", "{:.0%}"),
+}
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard events of a run folder, from step `start` on."""
+    """metrics.jsonl and TensorBoard events of a run folder, from step `start` on; wandb if given.
 
-    def __init__(self, run_dir: Path, start: int, steps: int) -> None:
-        self.path = run_dir / "metrics.jsonl"
+    The context closes all of them.
+    """
+
+    def __init__(
+        self, run_dir: Path, start: int, steps: int, wandb_log: WandbLog | None = None
+    ) -> None:
+        self.path, self.wandb_log = run_dir / "metrics.jsonl", wandb_log
         drop_lines_after(self.path, start)
         self._open(start)
         self.progress = ProgressBar(start, steps)
+        self.latest: dict[str, float] = {}  # last known value of each metric
 
     def __enter__(self) -> "MetricsLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.progress.close()
         self.board.close()
         self.file.close()
+        if self.wandb_log:
+            self.wandb_log.close(failed=kind is not None)
 
     def _open(self, start: int) -> None:
         self.file = self.path.open("a")
         self.board = SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=start + 1)
 
-    def write(self, step: int, **values: Tensor | float) -> None:
-        """One step's numbers; `step` counts from 1. NaN and infinity become null in JSON."""
-        numbers = {name: float(value) for name, value in values.items()}
+    def write(self, step: int, **values: float | None) -> None:
+        """One step's numbers; `step` counts from 1.
+
+        None: not measured at this step, left out. NaN and infinity become null in JSON.
+        """
+        numbers = {name: float(value) for name, value in values.items() if value is not None}
         finite = {
             name: number if math.isfinite(number) else None for name, number in numbers.items()
         }
@@ -54,8 +79,10 @@ class MetricsLog:
         self.file.flush()
         for name, number in numbers.items():
             self.board.add_scalar(name, number, step)
-        shown = {"loss": "loss", "accuracy": "contrastive_accuracy", "rank": "effective_rank"}
-        self.progress.update(step, {key: f"{numbers[name]:.3g}" for key, name in shown.items()})
+        if self.wandb_log:
+            self.wandb_log.write(step, numbers)
+        self.latest |= numbers
+        self.progress.update(step, progress_numbers(self.latest))
 
     def rewind(self, step: int) -> None:
         """After a rollback: drop the lines of later steps."""
@@ -104,6 +131,16 @@ class ProgressBar:
             self.bar.close()
 
 
+def progress_numbers(metrics: dict[str, float]) -> dict[str, str]:
+    """What the progress shows of the metrics; TFLOP/s where MFU is not known."""
+    hidden = "tflops_per_second" if "mfu" in metrics else "mfu"
+    return {
+        name: form.format(metrics[metric])
+        for metric, (name, form) in PROGRESS.items()
+        if metric in metrics and metric != hidden
+    }
+
+
 def drop_lines_after(path: Path, step: int) -> None:
     """Drop the lines of steps after `step`, and a last line that a kill has torn."""
     if path.exists():
@@ -129,3 +166,38 @@ class StepTimer:
         seconds, waited = time.perf_counter() - self.start, self.waited
         self.start, self.waited = time.perf_counter(), 0.0
         return seconds, waited / seconds
+
+
+class StepCost(NamedTuple):
+    """The FLOPs of a step, and what a device could do in its time."""
+
+    flops: float  # of one step on all ranks, recomputed blocks not counted: VideoFlops.total * B
+    world_size: int
+    peak_flops: float | None  # of one device, per second; None: not known
+
+    def metrics(self, seconds: float) -> dict[str, float | None]:
+        """The speed of a step that took so long.
+
+        tflops_per_second: of one rank. mfu: model FLOP utilisation, the observed throughput over
+        that of the devices at their peak (Chowdhery et al. 2022, PaLM, appendix B):
+
+            flops / (seconds * world_size * peak_flops)
+
+        Only the model's matrix products count as FLOPs. Those that gradient checkpointing repeats
+        do not, so it lowers MFU. mfu is None if the peak is not known.
+        """
+        speed = self.flops / (seconds * self.world_size)
+        mfu = None if self.peak_flops is None else speed / self.peak_flops
+        return {"mfu": mfu, "tflops_per_second": speed / 1e12}
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """The most memory that this rank has used since it started, in GiB; waits for nothing.
+
+    On a GPU that of its tensors: the allocator holds somewhat more. On a CPU the resident memory
+    of the process.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib / 2**20

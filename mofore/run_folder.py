@@ -35,6 +35,7 @@ RESUMABLE_KEYS = (
     "run_dir",
     "workers",
     "micro_batch",
+    "wandb_project",
     "engine.",
     "checkpoint.",
     "bad_updates.",
@@ -54,7 +55,9 @@ def check_same_config(config: PretrainConfig, run_dir: Path) -> None:
     there = flatten_dict(to_plain_dict(read_config(path)))
     here = flatten_dict(to_plain_dict(config))
     changed = [
-        key for key in here if there[key] != here[key] and not key.startswith(RESUMABLE_KEYS)
+        key
+        for key in here
+        if not key.startswith(RESUMABLE_KEYS) and there[key] != here[key]
     ]
     if changed:
         differences = "; ".join(

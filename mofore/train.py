@@ -8,14 +8,20 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
+from mofore.compilation import should_compile
 from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import usable_rows
+from mofore.data.loader import resolve_workers
 from mofore.data.manifest import Manifest, read_manifest
 from mofore.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USER_ERROR, UserError
 from mofore.logs import log_to_file, setup_logging
 from mofore.parallel.collectives import get_rank, get_world_size
 from mofore.parallel.engine import start_ranks
 from mofore.parallel.liveness import RESUME_HINT, Heartbeat, RankLost, rendezvous
+from mofore.plan import suggest
+from mofore.precision import resolve_precision
 from mofore.run_folder import check_same_config, lock_run, write_metadata
 from mofore.startup import build_training_engine, find_resume_checkpoint, rank_sampler
 from mofore.trainer import Outcome, Trainer
@@ -31,7 +37,7 @@ def train(config: PretrainConfig) -> Outcome:
     run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
     rows, too_short = usable_rows(manifest, config.data, clips=2)
     with rendezvous(config.engine.timeout):
-        device = start_ranks(config.engine.timeout)
+        device = start_ranks(config.engine)
     check_same_config(config, run_dir)
     rank_sampler(config, len(rows), 0)  # raises before anything is written
     with Heartbeat(config.engine.timeout) as heartbeat, lock_run(run_dir):
@@ -46,6 +52,7 @@ def train(config: PretrainConfig) -> Outcome:
         if get_rank() == 0:
             write_metadata(config, run_dir, manifest.digest, get_world_size())
             _log_start(config, manifest, len(rows), too_short)
+            _log_device(config, device)
         outcome = trainer.run()
         heartbeat.pause()  # rank 0 may upload for long, the others have nothing to do
         trainer.saver.close()
@@ -71,6 +78,31 @@ def _log_start(config: PretrainConfig, manifest: Manifest, videos: int, too_shor
         )
 
 
+def _log_device(config: PretrainConfig, device: torch.device) -> None:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    logger.info(
+        "%d rank(s), this one on %s: %s, ZeRO stage %d, blocks %s, %d decoding processes per rank",
+        get_world_size(),
+        name,
+        resolve_precision(config.engine.precision, device).value,
+        config.engine.zero_stage,
+        "compiled" if should_compile(config.engine, device) else "not compiled",
+        resolve_workers(config.workers, device.type),
+    )
+
+
+def explain_out_of_memory(config: PretrainConfig, error: torch.OutOfMemoryError) -> str:
+    """What does not fit, and what would, as far as `mofore plan` knows."""
+    world_size, memory = get_world_size(), torch.cuda.get_device_properties().total_memory
+    micro_batch, _ = config.split_batch(world_size)
+    return (
+        f"Rank {get_rank()}: out of GPU memory ({str(error).split('. ')[0]}) with micro_batch="
+        f"{micro_batch}, engine.zero_stage={config.engine.zero_stage} and "
+        f"backbone.grad_checkpoint_every={config.backbone.grad_checkpoint_every} on {world_size} "
+        f"rank(s). {suggest(config, world_size, memory)} Checkpoints are intact."
+    )
+
+
 def main(overrides: list[str], config_dir: Path | None = None) -> int:
     """Run one rank and return its exit code.
 
@@ -83,6 +115,9 @@ def main(overrides: list[str], config_dir: Path | None = None) -> int:
         outcome = train(config)
     except UserError as error:
         logger.error("%s", error)
+        return EXIT_USER_ERROR
+    except torch.OutOfMemoryError as error:
+        logger.error("%s", explain_out_of_memory(config, error))
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         logger.error("Stopped at once; the last checkpoint is kept. %s", RESUME_HINT)

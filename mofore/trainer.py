@@ -7,62 +7,41 @@ saved.
 import contextlib
 import hashlib
 import logging
+import math
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from mofore.bad_updates import BadUpdateLog, BadUpdatePolicy, UpdateOutcome
 from mofore.checkpoint.reader import Checkpoint, find_latest_checkpoint
 from mofore.checkpoint.saver import Saver
-from mofore.collapse import effective_rank, embedding_std
 from mofore.collapse_monitor import CollapseMonitor, CollapseStats, monitor_clips
 from mofore.config import PretrainConfig, to_plain_dict
 from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import Manifest
 from mofore.errors import UserError
-from mofore.metrics import MetricsLog, StepTimer
-from mofore.models.ema import update_teacher
-from mofore.parallel.collectives import (
-    all_gather,
-    all_reduce_max,
-    all_reduce_mean,
-    get_rank,
-    get_world_size,
-)
-from mofore.parallel.engine import (
-    Engine,
-    backward_and_step,
-    local_state,
-    set_lr,
-    state_shapes,
-    weight_checksum,
-)
+from mofore.metrics import MetricsLog
+from mofore.parallel.collectives import get_rank, get_world_size
+from mofore.parallel.engine import Engine
 from mofore.parallel.liveness import Heartbeat, check_ranks_agree
 from mofore.parallel.signals import StopRequest
-from mofore.schedules import learning_rate, teacher_momentum
+from mofore.parallel.state import local_state, state_shapes, weight_checksum
 from mofore.startup import load_batches, load_checkpoint
-from mofore.types import Batch, Keys, Losses, Targets
+from mofore.step import TrainingStep
+from mofore.step_report import Report, StepReporter
+from mofore.types import Batch
+from mofore.wandb_log import start_wandb
 
 logger = logging.getLogger(__name__)
-RANK_EMBEDDINGS = 256  # embeddings that the logged effective rank is computed from, at most
 
 
 class Outcome(NamedTuple):
     step: int  # steps since the run began
     stopped_by: str | None  # the signal that ended the run early
-
-
-class Update(NamedTuple):
-    """One optimizer step, the same on every rank."""
-
-    losses: Losses  # mean over micro-batches and ranks
-    keys: Tensor  # f32 [M, D], the target keys of the global batch
-    grad_norm: float  # L2, before clipping; not finite if the update was skipped
-    mean_gap: Tensor  # f32 [], seconds
 
 
 class Trainer:
@@ -85,14 +64,23 @@ class Trainer:
         state = checkpoint.meta["bad_updates"] if checkpoint else None
         self.bad_updates = BadUpdatePolicy(config.bad_updates, state)
         self.bad_update_log = BadUpdateLog(self.run_dir)
+        spike_check = config.bad_updates.spike_threshold is not None
+        may_apply = self.bad_updates.should_apply if spike_check else None
+        self.training_step = TrainingStep(config, engine, may_apply)
+        self.reports: deque[Report] = deque()  # of steps whose numbers have not been read
+        self.loss = math.nan  # of the last step that was read
+        self.stopping = self.writing = False  # what any rank said in that step
         clips = None
         if config.collapse.every:
             clips = monitor_clips(config.collapse, manifest, config.data, rows)
         micro_batch, _ = config.split_batch(get_world_size())
         self.monitor = CollapseMonitor(config.collapse, clips, micro_batch)
-        is_logging = get_rank() == 0
-        self.metrics = MetricsLog(self.run_dir, self.step, config.steps) if is_logging else None
-        self.timer = StepTimer()
+        # On every rank: all of them learn if wandb refuses.
+        wandb_log = start_wandb(config.wandb_project, self.run_dir, to_plain_dict(config))
+        self.metrics = None
+        if get_rank() == 0:
+            self.metrics = MetricsLog(self.run_dir, self.step, config.steps, wandb_log)
+        self.reporter = StepReporter(config, engine.device)
 
     def run(self) -> Outcome:
         """Train until the last step or a stop signal."""
@@ -100,41 +88,20 @@ class Trainer:
         batches = self.load_batches()
         with StopRequest() as stop, self.metrics or contextlib.nullcontext():
             while self.step < config.steps and not stopped_by:
-                lr, momentum = self.schedule()
                 micro_batches = self.next_micro_batches(batches)
                 self.heartbeat.set_activity(f"computes step {self.step + 1}")
-                update = self.update(micro_batches, lr)
-                self.step += 1
-                outcome = self.bad_updates.record(float(update.losses.total), update.grad_norm)
-                if outcome is UpdateOutcome.applied:
-                    module = self.engine.module
-                    update_teacher(module.teacher, module.student, momentum)
-                elif outcome is UpdateOutcome.rollback:
+                stats = self.make_step(micro_batches, stop)
+                if not self.read_reports():
                     self.rollback()
                     batches = self.load_batches()
                     continue
                 if self.step % config.engine.check_ranks_every == 0:
-                    check_ranks_agree(self.step, self.rank_invariants(update, micro_batches))
-                stats = None
-                if self.monitor.should_measure(self.step):
-                    stats = self.monitor.measure(self.engine)
-                self.log_step(update, lr, momentum, stats)
+                    check_ranks_agree(self.step, self.rank_invariants(micro_batches))
                 stopped_by = self.save_if_due(stop)
                 self.check_collapse(stats)
             self.heartbeat.set_activity(f"writes step {self.step}")
             self.saver.wait()
         return Outcome(self.step, stopped_by)
-
-    def schedule(self) -> tuple[float, float]:
-        """(learning rate, teacher momentum) of the coming step."""
-        config, optimizer, teacher = self.config, self.config.optimizer, self.config.teacher
-        lr = learning_rate(
-            self.step, config.steps, optimizer.warmup_steps, optimizer.lr, optimizer.final_lr
-        )
-        momentum = teacher_momentum(
-            self.step, config.steps, teacher.momentum, teacher.final_momentum
-        )
-        return lr, momentum
 
     def load_batches(self) -> Iterator[Batch]:
         """This rank's micro-batches from the current step on."""
@@ -143,45 +110,57 @@ class Trainer:
     def next_micro_batches(self, batches: Iterator[Batch]) -> list[Batch]:
         """The micro-batches of the coming step, on the device."""
         self.heartbeat.set_activity("waits for data")
-        device, count = self.engine.device, self.engine.gradient_accumulation_steps()
-        return [to_device(self.timer.next_batch(batches), device) for _ in range(count)]
+        count = self.engine.gradient_accumulation_steps()
+        return [self.reporter.timer.next_batch(batches) for _ in range(count)]
 
-    def update(self, micro_batches: list[Batch], lr: float) -> Update:
-        """One optimizer step from all micro-batches, of every rank."""
-        # Seeds stochastic depth, the same after a resume. After the loader, whose start draws a
-        # number too.
-        torch.manual_seed(combine_seeds(self.config.seed, self.step, get_rank()))
-        set_lr(self.engine, lr)
-        with torch.no_grad():
-            targets: list[Targets] = [self.engine(batch) for batch in micro_batches]
-        local_keys = Keys.concat([target.keys for target in targets])
-        keys = Keys(*(all_gather(part) for part in local_keys))
-        first = get_rank() * sum(len(batch.rows) for batch in micro_batches)
-        seen, grad_norm = [], None
-        for batch, target in zip(micro_batches, targets, strict=True):
-            losses = self.engine(batch, target, keys, first)
-            seen.append(torch.stack([loss.detach() for loss in losses]))
-            allowed = True
-            if len(seen) == len(micro_batches):
-                mean_losses = Losses(*all_reduce_mean(torch.stack(seen).mean(dim=0)))
-                # A non-finite loss shows in the gradient; only a spike must be known before the
-                # update.
-                if self.config.bad_updates.spike_threshold is not None:
-                    allowed = self.bad_updates.should_apply(float(mean_losses.total))
-            grad_norm = backward_and_step(self.engine, losses.total, allowed)
-            first += len(batch.rows)
-        assert grad_norm is not None, "the last micro-batch of a step updates"
-        mean_gap = all_reduce_mean(torch.cat([batch.gaps for batch in micro_batches]).mean())
-        return Update(mean_losses, keys.targets, grad_norm, mean_gap)
+    def make_step(self, micro_batches: list[Batch], stop: StopRequest) -> CollapseStats | None:
+        """Start the coming step, and measure the monitor's clips if it is time."""
+        flags = (float(stop.name is not None), float(self.saver.writing))
+        with self.reporter.communication(self.step) as communication:
+            update = self.training_step(self.step, micro_batches, flags)
+        self.step += 1
+        stats = None
+        if self.monitor.should_measure(self.step):
+            stats = self.monitor.measure(self.engine)
+        monitored = stats.as_metrics() if stats else {}
+        self.reports.append(self.reporter.report(self.step, update, communication, monitored))
+        return stats
 
-    def rank_invariants(self, update: Update, micro_batches: list[Batch]) -> dict[str, object]:
+    def read_reports(self) -> bool:
+        """Record and log the steps before the newest, and that one too if something waits for it.
+
+        The device may then still compute the newest. False if the run must be rolled back.
+        """
+        while len(self.reports) > 1 or (self.reports and self.needs_newest()):
+            report = self.reports.popleft()
+            self.loss, grad_norm, metrics, (self.stopping, self.writing) = report.read()
+            if self.bad_updates.record(self.loss, grad_norm) is UpdateOutcome.rollback:
+                return False
+            if self.metrics:
+                metrics["skipped_updates"] = self.bad_updates.skipped
+                self.metrics.write(report.step, **metrics)
+        return True
+
+    def needs_newest(self) -> bool:
+        """Whether the newest step's numbers must be known before the next step starts."""
+        config = self.config
+        return (
+            self.stopping
+            or self.step == config.steps
+            or self.step % config.engine.check_ranks_every == 0
+            or self.saver.should_save(self.step)
+            or self.monitor.should_measure(self.step)
+            or config.bad_updates.spike_threshold is not None
+        )
+
+    def rank_invariants(self, micro_batches: list[Batch]) -> dict[str, object]:
         """What must be equal on all ranks: samples, loss, and weights unless they are sharded."""
         config, world = self.config, get_world_size()
         expected = self.rows[self._sample_positions(self.step)]
         share = len(expected) // world
         own = expected[get_rank() * share : (get_rank() + 1) * share].tolist()
         return {
-            "loss": float(update.losses.total),
+            "loss": self.loss,
             "samples": hashlib.sha256(expected.tobytes()).hexdigest()[:12],
             "samples as drawn": torch.cat([batch.rows for batch in micro_batches]).tolist() == own,
             "weights": weight_checksum(self.engine, self.step // config.engine.check_ranks_every),
@@ -193,38 +172,11 @@ class Trainer:
         keys = global_batch_indices(step - 1, len(self.rows), config.global_batch, config.seed)
         return [position for _, position in keys]
 
-    def log_step(
-        self, update: Update, lr: float, momentum: float, stats: CollapseStats | None
-    ) -> None:
-        """On rank 0: the step's line in metrics.jsonl, TensorBoard and the progress bar."""
-        seconds, waited = self.timer.lap()
-        if self.metrics is None:
-            return
-        self.metrics.write(
-            step=self.step,
-            loss=update.losses.total,
-            forecast_loss=update.losses.forecast,
-            contrastive_loss=update.losses.contrastive,
-            contrastive_accuracy=update.losses.contrastive_accuracy,
-            lr=lr,
-            teacher_momentum=momentum,
-            grad_norm=update.grad_norm,
-            samples_per_second=self.config.global_batch / seconds,
-            data_wait_fraction=waited,
-            mean_gap=update.mean_gap,
-            effective_rank=effective_rank(update.keys[:RANK_EMBEDDINGS]),
-            embedding_std=embedding_std(update.keys),
-            skipped_updates=self.bad_updates.skipped,
-            **(stats.as_metrics() if stats else {}),
-        )
-
     def save_if_due(self, stop: StopRequest) -> str | None:
         """Save if it is time, on all ranks; returns the signal that stops the run on any rank."""
-        flags: list[float] = [stop.name is not None, self.saver.writing]
-        stopping, writing = all_reduce_max(flags, self.engine.device)
-        if self.saver.pending and not writing:
+        if self.saver.pending and not self.writing:
             self.saver.commit()
-        last = bool(stopping) or self.step == self.config.steps
+        last = self.stopping or self.step == self.config.steps
         due = self.saver.should_save(self.step) and not self.bad_updates.consecutive
         if last or due:
             self.heartbeat.set_activity(f"saves step {self.step}")
@@ -235,7 +187,8 @@ class Trainer:
                 "bad_updates": self.bad_updates.state,
             }
             self.saver.save(self.step, local_state(self.engine), meta)
-        return (stop.name or "a signal on another rank") if stopping else None
+            self.writing = True
+        return (stop.name or "a signal on another rank") if self.stopping else None
 
     def check_collapse(self, stats: CollapseStats | None) -> None:
         """Raise UserError if the encoder collapses and collapse.action is stop."""
@@ -250,7 +203,9 @@ class Trainer:
         Raises UserError if there is no checkpoint, or if the same steps failed before.
         """
         self.saver.wait()
-        last, reason = self.step, self.bad_updates.reason
+        reason = self.bad_updates.reason
+        last = self.step - len(self.reports)  # steps after it have begun, and are discarded
+        self.reports.clear()
         first = last - self.bad_updates.consecutive + 1
         repeated = self.bad_update_log.is_repeated(first)
 
@@ -275,15 +230,3 @@ class Trainer:
         self.step = checkpoint.step
         if self.metrics:
             self.metrics.rewind(self.step)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return Batch(*(tensor.to(device, non_blocking=True) for tensor in batch))
-
-
-def combine_seeds(*parts: int) -> int:
-    """One 63-bit seed from several numbers."""
-    seed = 0
-    for part in parts:
-        seed = (seed * 1_000_003 + part + 1) % 2**63
-    return seed

@@ -30,6 +30,7 @@ SMALL = (
     "global_batch=4",
     "workers=0",
     "checkpoint.every=2",
+    "collapse.batch_rank_every=1",
     *TINY,
     "data.targets=2",
     "data.token_keep_ratio=1",
@@ -44,6 +45,10 @@ SMALL = (
 TIMES = (
     "samples_per_second",
     "data_wait_fraction",
+    "communication_fraction",
+    "mfu",
+    "tflops_per_second",
+    "peak_memory_gib",
 )
 
 

@@ -16,6 +16,7 @@ from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import PretrainClips, collate
 from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import read_manifest
+from mofore.data.views import apply_jitter
 from mofore.models.objective import build_pretraining
 from mofore.schedules import learning_rate, teacher_momentum
 from tests.small import SMALL, differing, distance, metrics, state
@@ -35,6 +36,8 @@ LOGGED = {
     "embedding_std",
     "mean_gap",
     "skipped_updates",
+    "tflops_per_second",
+    "peak_memory_gib",
 }
 
 
@@ -129,7 +132,7 @@ def plain_loop(config: PretrainConfig) -> tuple[dict[str, torch.Tensor], list[fl
     losses = []
     for step in range(config.steps):
         keys = global_batch_indices(step, 40, config.global_batch, config.seed)
-        batch = collate([data[key] for key in keys])
+        batch = apply_jitter(collate([data[key] for key in keys]))
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(
                 step, config.steps, options.warmup_steps, options.lr, options.final_lr

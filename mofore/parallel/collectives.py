@@ -55,9 +55,28 @@ def all_gather_objects(value: T) -> list[T]:
     return parts
 
 
+def gather_objects(value: T) -> list[T]:
+    """Plain objects of all ranks in rank order on rank 0; an empty list on the others."""
+    if get_world_size() == 1:
+        return [value]
+    parts: list | None = [None] * get_world_size() if get_rank() == 0 else None
+    dist.gather_object(value, parts, dst=0)
+    return parts or []
+
+
 def broadcast_object(value: T) -> T:
-    """Rank 0's value on every rank: a small plain object."""
-    return all_gather_objects(value)[0]
+    """Rank 0's value on every rank: a plain object. The value of other ranks is not used."""
+    if get_world_size() == 1:
+        return value
+    parts = [value]
+    dist.broadcast_object_list(parts, src=0)
+    return parts[0]
+
+
+def broadcast(tensor: Tensor, source: int) -> None:
+    """Overwrite a tensor with that of rank `source`."""
+    if get_world_size() > 1:
+        dist.broadcast(tensor, source)
 
 
 def unique_token() -> str:

@@ -9,6 +9,7 @@ from torch import nn
 
 from mofore.parallel.engine import Engine, build_engine, load_deepspeed, start_ranks
 from mofore.parallel.engine_config import EngineConfig
+from mofore.precision import Precision
 
 
 @pytest.fixture(params=[1, 2, 3])
@@ -16,7 +17,7 @@ def engine(request, environment, monkeypatch) -> Engine:
     """An engine of one rank after one update, at stages 1, 2 and 3."""
     # Stage 3 replaces it for the whole process, and later runs would round differently.
     monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
-    start_ranks(60)
+    start_ranks(EngineConfig(timeout=60))
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False))
     groups = [{"params": list(layer.parameters())} for layer in model]
     optimizer = torch.optim.AdamW(groups, lr=1e-3, fused=True)
@@ -74,3 +75,26 @@ def test_the_accelerator_is_chosen_without_a_message():
     code = "from mofore.parallel.engine import load_deepspeed; load_deepspeed()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "accelerator" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_gradients_are_reduced_in_fp32_under_bf16(environment, monkeypatch, stage):
+    """DeepSpeed's own default reduces those of Linear layers in bf16."""
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
+    config = EngineConfig(zero_stage=stage, precision=Precision.bf16)
+    start_ranks(config)
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
+    engine = build_engine(model, optimizer, config, 1, 1, 1.0)
+    assert set(engine.optimizer.ipg_buckets) == {torch.float32}, "DeepSpeed's buckets changed"
+
+
+@pytest.mark.parametrize("engine", [1, 2], indirect=True)
+def test_gradients_are_found_before_the_update(engine):
+    """`Gradients` reads and scales them there, at stages 1 and 2."""
+    engine.backward(engine(torch.ones(1, 4)).sum())
+    groups = engine.optimizer.averaged_gradients
+    found = sum(gradient.numel() for group in groups.values() for gradient in group)
+    assert found >= sum(p.numel() for p in engine.module.parameters())
+    assert engine.optimizer.compute_grad_norm is False, "DeepSpeed computes the norm once more"
+    engine.step()

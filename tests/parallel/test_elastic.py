@@ -109,6 +109,23 @@ def test_every_pair_is_moved_between():
     assert {(source[1], to[1]) for source, to in MOVES} == {(a, b) for a in STAGES for b in STAGES}
 
 
+def test_stages_agree_under_autocast(tmp_path, manifest):
+    """Gradients are reduced in fp32 at every stage, so stages 0 to 2 agree as they do in fp32.
+
+    Stage 3 runs DeepSpeed's own linear layer, which rounds to bf16 once more before the bias, so
+    its losses alone are compared.
+    """
+    overrides = ["engine.precision=bf16", f"data.manifest={manifest}"]
+    train_all(tmp_path, {name((2, stage)): (2, stage) for stage in STAGES}, *overrides)
+    runs = [tmp_path / name((2, stage)) for stage in STAGES]
+    losses = [[line["loss"] for line in metrics(run)] for run in runs]
+    teacher = [key for key in state(runs[0], 4) if key.startswith("weights/teacher.")]
+    for stage in (1, 2):
+        assert losses[stage] == pytest.approx(losses[0], rel=1e-5)
+        assert distance(state(runs[stage], 4), state(runs[0], 4), teacher) < 1e-5
+    assert losses[3] == pytest.approx(losses[0], rel=5e-3)
+
+
 def test_under_autocast_too(tmp_path, manifest):
     """bf16 products, fp32 state: a move changes no more than the order of bf16 sums does."""
     overrides = ["engine.precision=bf16", f"data.manifest={manifest}"]
