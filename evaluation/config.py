@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 from omegaconf import MISSING
 
+from mofore.data.loader import AUTO, check_workers
 from mofore.errors import UserError
+from mofore.precision import Precision
 from mofore.settings import setting
 
 
@@ -20,7 +22,14 @@ class EvaluateConfig:
         4, "Clips per video, evenly spaced in time; the embedding is their mean. At least 2."
     )
     batch_size: int = setting(16, "Videos per batch when features are extracted.")
-    workers: int = setting(2, "Processes that decode videos; 0 decodes in the main process.")
+    precision: Precision = setting(
+        Precision.auto,
+        "Products in bf16 (autocast), tf32 or fp32; auto: bf16 on a GPU that has it, fp32 on a "
+        "CPU. Features are stored in fp32.",
+    )
+    workers: int | str = setting(
+        AUTO, "Decoding processes; auto: from the CPUs; 0 decodes in the main process."
+    )
     knn_k: int = setting(20, "Neighbours that vote in the kNN classifier.")
     knn_temperature: float = setting(
         0.07, "Temperature of the kNN votes, which have weight exp(cosine / temperature)."
@@ -42,8 +51,8 @@ class EvaluateConfig:
         for key in ("batch_size", "knn_k", "bootstrap_resamples"):
             if getattr(self, key) < 1:
                 raise UserError(f"{key}={getattr(self, key)} must be at least 1.")
-        for key in ("workers", "seed"):
-            if getattr(self, key) < 0:
-                raise UserError(f"{key}={getattr(self, key)} must be at least 0.")
+        check_workers(self.workers)
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must be at least 0.")
         if self.knn_temperature <= 0:
             raise UserError(f"knn_temperature={self.knn_temperature} must be above 0.")

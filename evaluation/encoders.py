@@ -1,6 +1,6 @@
 """Embedding of clips with the encoders under test and with two pixel baselines."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from mofore.data.loader import iterate_batches
 from mofore.errors import UserError
+from mofore.inference import on_host
+from mofore.precision import Precision, autocast
 
 BASELINE_SIZE = 8  # pixels, height and width of a baseline's frames
 
@@ -43,22 +45,33 @@ def embed_all(
     encoders: Mapping[str, Encoder],
     batches: DataLoader | Sequence[tuple[Tensor, Tensor]],
     device: torch.device,
+    precision: Precision = Precision.fp32,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Embed every view with every encoder; each batch is decoded once for all of them.
 
-    batches: clips u8 [B, V, 3, T, H, W] and manifest rows i64 [B]. Returns the rows i64 [N],
-    ascending, and f32 [N, V, D] for each encoder. Raises UserError if an embedding is not finite.
+    batches: clips u8 [B, V, 3, T, H, W] and manifest rows i64 [B]. precision: a resolved one.
+    Returns the rows i64 [N], ascending, and f32 [N, V, D] for each encoder. Raises UserError if an
+    embedding is not finite.
     """
+    progress = tqdm(iterate_batches(batches), desc="features", total=len(batches), leave=False)
+
+    def embedded() -> Iterator[list[Tensor]]:
+        for clips, rows in progress:
+            views = clips.to(device, non_blocking=True).unbind(dim=1)
+            with autocast(precision, device):
+                # One view at a time: only one view of the batch is held as floats.
+                of_encoders = [
+                    torch.stack([encoder(view) for view in views], dim=1).float()
+                    for encoder in encoders.values()
+                ]
+            yield [rows, *of_encoders]
+
     seen: list[np.ndarray] = []
     collected: dict[str, list[np.ndarray]] = {name: [] for name in encoders}
-    progress = tqdm(iterate_batches(batches), desc="features", total=len(batches), leave=False)
-    for clips, batch_rows in progress:
-        seen.append(batch_rows.numpy())
-        views = clips.to(device, non_blocking=True).unbind(dim=1)
-        for name, encoder in encoders.items():
-            # One view at a time: only one view of the batch is held as floats.
-            embedded = torch.stack([encoder(view) for view in views], dim=1)
-            collected[name].append(embedded.float().cpu().numpy())
+    for batch_rows, *of_encoders in on_host(embedded(), device):
+        seen.append(batch_rows)
+        for parts, embeddings in zip(collected.values(), of_encoders, strict=True):
+            parts.append(embeddings)
     rows = np.concatenate(seen)
     order = np.argsort(rows, kind="stable")
     sorted_embeddings = {name: np.concatenate(parts)[order] for name, parts in collected.items()}

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mofore.checkpoint.reader import Checkpoint
 from mofore.config import PretrainConfig, to_plain_dict
 from mofore.data.manifest import Manifest, read_annotations, read_manifest
@@ -26,6 +28,7 @@ from mofore.evaluation.retrieval import retrieval
 from mofore.evaluation.splits import EvaluationSplit, choose_split, video_names
 from mofore.evaluation.stability import collapse, stability
 from mofore.files import write_json
+from mofore.precision import Precision, resolve_precision
 from mofore.run_folder import code_commit, load_pretraining
 
 logger = logging.getLogger(__name__)
@@ -44,23 +47,30 @@ NEED_LABELS = ("knn", "linear_probe", "retrieval")
 def evaluate(cfg: EvaluateConfig) -> Path:
     """Evaluate the teacher of a run, the untrained encoder and two pixel baselines.
 
-    Returns the path of results.json. Raises UserError if the run has no checkpoint, the manifest
-    cannot be split, or no video of a split is long enough for a clip.
+    Runs on the GPU if there is one. Returns the path of results.json. Raises UserError if the run
+    has no checkpoint, the manifest cannot be split, no video of a split is long enough for a clip,
+    or the GPU has no bf16 units for `precision=bf16`.
     """
     run = Path(cfg.run)
     model, config, checkpoint = load_pretraining(run)
     manifest = read_manifest(cfg.manifest or config.data.manifest)
     split = choose_split(video_names(manifest), read_annotations(manifest.path))
-    key = _cache_key(cfg, config, checkpoint, manifest, split)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    precision = resolve_precision(cfg.precision, device, key="precision")
+    key = _cache_key(cfg, config, checkpoint, manifest, split, precision)
 
     path = run / "evaluation" / "features.npz"
-    features = None if cfg.force else load_cached_features(path, key)
-    if features is None:
-        logger.info("Extracting features of %s, step %d", run, checkpoint.step)
-        features = extract_features(cfg, config, model, manifest, split)
-        save_features(path, key, features)
+    cached = None if cfg.force else load_cached_features(path, key)
+    if cached is None:
+        logger.info(
+            "Extracting features of %s, step %d, in %s", run, checkpoint.step, precision.value
+        )
+        features = extract_features(cfg, config, model, manifest, split, device, precision)
+        computed_on = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+        save_features(path, key, features, computed_on)
     else:
         logger.info("Using the cached features in %s", path)
+        features, computed_on = cached
 
     same_manifest = checkpoint.meta["manifest_digest"] == manifest.digest
     seen = f"{config.data.split or 'all'} videos of this manifest"
@@ -69,6 +79,8 @@ def evaluate(cfg: EvaluateConfig) -> Path:
         "manifest": manifest.path,
         "checkpoint": {"step": checkpoint.step, "digest": checkpoint.digest},
         "commit": code_commit(),
+        "device": computed_on,
+        "precision": precision.value,
         "manifest_digest": manifest.digest,
         "split_digest": split.digest,
         "protocol": _protocol(cfg, config, features["trained"], split)
@@ -128,11 +140,12 @@ def _cache_key(
     checkpoint: Checkpoint,
     manifest: Manifest,
     split: EvaluationSplit,
+    precision: Precision,
 ) -> str:
-    """sha256 (hex) of everything that features.npz contains or depends on."""
+    """sha256 (hex) of everything that features.npz contains or depends on, but the device."""
     data = to_plain_dict(evaluation_data(config.data))
     del data["manifest"]  # its digest counts, not its path
     digests = [checkpoint.digest, manifest.digest, split.digest]
     annotations = [split.labels.tolist(), split.groups.tolist()]
-    text = json.dumps([*digests, *annotations, cfg.views, cfg.seed, data])
+    text = json.dumps([*digests, *annotations, cfg.views, cfg.seed, data, precision.value])
     return hashlib.sha256(text.encode()).hexdigest()

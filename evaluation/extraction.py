@@ -8,7 +8,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from mofore.config import PretrainConfig
-from mofore.data.dataset import DataConfig, EvaluationClips, PretrainClips, collate, usable_rows
+from mofore.data.dataset import (
+    DataConfig,
+    EvaluationClips,
+    PretrainClips,
+    collate_unaugmented,
+    usable_rows,
+)
+from mofore.data.loader import resolve_workers
 from mofore.data.manifest import Manifest
 from mofore.data.views import AugmentConfig
 from mofore.data.windows import clips_fit
@@ -19,6 +26,7 @@ from mofore.evaluation.features import Features
 from mofore.evaluation.forecasting import forecast_errors
 from mofore.evaluation.splits import EvaluationSplit
 from mofore.models.objective import Pretraining, build_pretraining
+from mofore.precision import Precision, set_matmul_precision
 
 NO_AUGMENTATION = AugmentConfig(
     crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, greyscale_prob=0.0
@@ -36,34 +44,38 @@ def extract_features(
     model: Pretraining,
     manifest: Manifest,
     split: EvaluationSplit,
+    device: torch.device,
+    precision: Precision,
 ) -> dict[str, Features]:
     """Features of all train and test videos by encoder, with forecast errors of the test videos.
 
-    Raises UserError if no video of a split is long enough for a clip.
+    precision: a resolved one, of the models; the pixel baselines are fp32. Raises UserError if no
+    video of a split is long enough for a clip.
     """
     data = evaluation_data(config.data)
     rows, forecast_rows = _select_rows(manifest, data, split)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    set_matmul_precision(precision)
     models = {"trained": model.to(device), "untrained": untrained_model(config).to(device)}
     encoders = {name: each.teacher.embed for name, each in models.items()}
     encoders |= {"pixels": pixels, "frame differences": frame_differences}
     # The forkserver imports the dataset once, instead of every worker of both loaders.
     multiprocessing.set_forkserver_preload(["mofore.data.dataset"])
+    workers = resolve_workers(cfg.workers, device.type)
     loading = {
         "batch_size": cfg.batch_size,
-        "num_workers": cfg.workers,
-        "multiprocessing_context": "forkserver" if cfg.workers else None,
+        "num_workers": workers,
+        "multiprocessing_context": "forkserver" if workers else None,
         "pin_memory": device.type == "cuda",
     }
     views = DataLoader(EvaluationClips(manifest, data, rows, cfg.views), **loading)  # type: ignore[arg-type]
-    rows, embeddings = embed_all(encoders, views, device)
+    rows, embeddings = embed_all(encoders, views, device, precision)
     forecasts = DataLoader(
         PretrainClips(manifest, data, forecast_rows, cfg.seed),
         sampler=[(0, position) for position in range(len(forecast_rows))],
-        collate_fn=collate,
+        collate_fn=collate_unaugmented,
         **loading,  # type: ignore[arg-type]
     )
-    errors = forecast_errors(models, forecasts, len(manifest), data.targets, device)
+    errors = forecast_errors(models, forecasts, len(manifest), data.targets, device, precision)
     return {
         name: Features(
             each,

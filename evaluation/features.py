@@ -6,7 +6,8 @@ RUN/evaluation/features.npz. Every evaluator is a function of `Features`.
 N videos, V temporal views (clips) of a video, D embedding width, K forecast targets of a video.
 """
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from zipfile import BadZipFile
@@ -128,13 +129,13 @@ def nearest_neighbours(
     return np.concatenate(cosines), np.concatenate(rows)
 
 
-def save_features(path: Path, key: str, features: Mapping[str, Features]) -> None:
+def save_features(path: Path, key: str, features: Mapping[str, Features], device: str) -> None:
     """Write the features of every encoder atomically.
 
     key: identifies everything that the features depend on. features: by encoder, of the same
-    videos.
+    videos. device: what computed them, for the results' record.
     """
-    arrays: dict[str, np.ndarray] = {"key": np.array(key)}
+    arrays: dict[str, np.ndarray] = {"key": np.array(key), "device": np.array(device)}
     for encoder, each in features.items():
         arrays |= {column: getattr(each, column) for column in COLUMNS}
         arrays[f"{encoder}/view_embeddings"] = each.view_embeddings
@@ -146,10 +147,16 @@ def save_features(path: Path, key: str, features: Mapping[str, Features]) -> Non
         np.savez(file, **arrays)  # type: ignore[arg-type]
 
 
-def load_cached_features(path: Path, key: str) -> dict[str, Features] | None:
-    """The features by encoder; None if the file is absent, damaged or has another key."""
+def load_cached_features(path: Path, key: str) -> tuple[dict[str, Features], str] | None:
+    """The features by encoder, and the device that computed them.
+
+    None if the file is absent, damaged or has another key.
+    """
     try:
-        return _read(path, key=key)
+        with _open(path) as file:
+            if str(file["key"]) != key:
+                return None
+            return _read(file), str(file["device"])
     except (FileNotFoundError, *DAMAGED):
         return None
 
@@ -160,7 +167,8 @@ def load_features(path: Path, encoders: Sequence[str]) -> dict[str, Features] | 
     Raises UserError if the file is damaged.
     """
     try:
-        return _read(path, encoders)
+        with _open(path) as file:
+            return _read(file, encoders)
     except FileNotFoundError:
         return None
     except DAMAGED as error:
@@ -170,23 +178,24 @@ def load_features(path: Path, encoders: Sequence[str]) -> dict[str, Features] | 
         ) from None
 
 
-def _read(
-    path: Path, encoders: Sequence[str] | None = None, key: str | None = None
-) -> dict[str, Features] | None:
+@contextlib.contextmanager
+def _open(path: Path) -> Iterator[Mapping[str, np.ndarray]]:
     # np.load leaves a path open if the file is damaged; a stream is closed here.
     with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-        if key is not None and str(file["key"]) != key:
-            return None
-        suffix = "/view_embeddings"
-        stored = [name.removesuffix(suffix) for name in file.files if name.endswith(suffix)]
-        columns = {column: file[column] for column in COLUMNS}
-        return {
-            encoder: Features(
-                file[f"{encoder}{suffix}"], **columns, errors=_read_errors(file, encoder)
-            )
-            for encoder in stored
-            if encoders is None or encoder in encoders
-        }
+        yield file
+
+
+def _read(
+    file: Mapping[str, np.ndarray], encoders: Sequence[str] | None = None
+) -> dict[str, Features]:
+    suffix = "/view_embeddings"
+    stored = [name.removesuffix(suffix) for name in file if name.endswith(suffix)]
+    columns = {column: file[column] for column in COLUMNS}
+    return {
+        encoder: Features(file[f"{encoder}{suffix}"], **columns, errors=_read_errors(file, encoder))
+        for encoder in stored
+        if encoders is None or encoder in encoders
+    }
 
 
 def _read_errors(file: Mapping[str, np.ndarray], encoder: str) -> ForecastErrors | None:

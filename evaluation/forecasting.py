@@ -11,7 +11,7 @@ and then, the error of persistence is 2 - 2 r, that of the mean is 1. So the for
 with both.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,7 +23,9 @@ from mofore.data.loader import iterate_batches
 from mofore.evaluation.config import EvaluateConfig
 from mofore.evaluation.features import Features, ForecastErrors
 from mofore.evaluation.intervals import Bootstrap, Result, missing, ratio
+from mofore.inference import on_host
 from mofore.models.objective import Pretraining
+from mofore.precision import Precision, autocast
 from mofore.types import Batch
 
 # metric -> field of ForecastErrors
@@ -47,11 +49,12 @@ def forecast_errors(
     rows: int,
     targets: int,
     device: torch.device,
+    precision: Precision = Precision.fp32,
 ) -> dict[str, ForecastErrors]:
     """Forecast errors of every model on the same clips; each batch is decoded once for all models.
 
-    rows: number of rows of the manifest; targets: K. Returns f32 [rows, K] arrays, nan for rows
-    that are in no batch.
+    rows: number of rows of the manifest; targets: K; precision: a resolved one. Returns f32
+    [rows, K] arrays, nan for rows that are in no batch.
     """
     empty = np.full((rows, targets), np.nan, dtype=np.float32)
     forecast = {name: empty.copy() for name in models}
@@ -60,16 +63,18 @@ def forecast_errors(
     # By row: f32 [K, D], the target latents averaged over tokens.
     latents: dict[str, dict[int, np.ndarray]] = {name: {} for name in models}
     progress = tqdm(iterate_batches(batches), desc="forecasts", total=len(batches), leave=False)
-    for batch in progress:
-        index = batch.rows.numpy()
-        batch = Batch(*(part.to(device, non_blocking=True) for part in batch))
-        for name, model in models.items():
-            truth = model.teacher_latents(batch.targets)
-            now = model.teacher_latents(batch.context.unsqueeze(1))
-            forecast[name][index] = _mse(model.forecast(batch.context, batch.gaps), truth)
-            persistence[name][index] = _mse(now.expand_as(truth), truth)
-            square[name][index] = _mse(torch.zeros_like(truth), truth)
-            latents[name].update(zip(index.tolist(), truth.mean(dim=2).cpu().numpy(), strict=True))
+
+    def measured() -> Iterator[list[Tensor]]:
+        for batch in progress:
+            on_device = Batch(*(part.to(device, non_blocking=True) for part in batch))
+            of_models = [_batch_errors(model, on_device, precision) for model in models.values()]
+            yield [batch.rows, *(each for errors in of_models for each in errors)]
+
+    for index, *of_models in on_host(measured(), device):
+        for number, name in enumerate(models):
+            errors = of_models[4 * number : 4 * number + 4]
+            forecast[name][index], persistence[name][index], square[name][index] = errors[:3]
+            latents[name].update(zip(index.tolist(), errors[3], strict=True))
     return {
         name: ForecastErrors(
             forecast[name], persistence[name], _mean_latent_mse(square[name], latents[name])
@@ -78,9 +83,17 @@ def forecast_errors(
     }
 
 
-def _mse(forecast: Tensor, truth: Tensor) -> np.ndarray:
-    """f32 [B, K, N, D] twice -> f32 [B, K]."""
-    return (forecast - truth).square().mean(dim=(2, 3)).cpu().numpy()
+def _batch_errors(model: Pretraining, batch: Batch, precision: Precision) -> list[Tensor]:
+    """Errors of the forecast, of persistence and of zero f32 [B, K]; mean target latents [B, K, D].
+
+    Stays on the device.
+    """
+    with autocast(precision, batch.context.device):
+        truth = model.teacher_latents(batch.targets)
+        now = model.teacher_latents(batch.context.unsqueeze(1))
+        forecast = model.forecast(batch.context, batch.gaps)
+    guesses = (forecast, now.expand_as(truth), torch.zeros_like(truth))
+    return [*((guess - truth).square().mean(dim=(2, 3)) for guess in guesses), truth.mean(dim=2)]
 
 
 def _mean_latent_mse(square: np.ndarray, latents: Mapping[int, np.ndarray]) -> np.ndarray:

@@ -6,7 +6,7 @@ embeddings = mofore.embed(encoder, ["a.mp4", "b.mp4"])  # f32 [2, D]
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from mofore.data.views import centre_view
 from mofore.data.windows import clip_seconds, clips_fit, evenly_spaced_clips
 from mofore.errors import UserError
 from mofore.export import CONFIG_FILE, FORMAT, WEIGHTS_FILE
+from mofore.host_copy import HostCopy
 from mofore.models.backbone import Attention, BackboneConfig
 from mofore.models.encoder import VideoEncoder
 
@@ -91,8 +92,9 @@ def embed(
 
     A video's embedding is the mean over `views` clips spread evenly over it. paths: one path or
     URL, or a list of them; one path gives f32 [1, D]. batch_size: videos per forward pass. Each
-    file is decoded once. The encoder runs on its own device and in its own mode; `load_encoder`
-    returns it in eval mode.
+    file is decoded once. The encoder runs on its own device, in its own mode and under the caller's
+    autocast; `load_encoder` returns it in eval mode. A GPU computes one batch while the next is
+    decoded.
 
     Raises UserError, naming the file, if a file does not decode or is shorter than one clip of
     `encoder.frames` frames at `encoder.fps`.
@@ -105,17 +107,45 @@ def embed(
         paths = [paths]
     uris = [os.fspath(path) for path in paths]
     device = encoder.temporal_positions.device
-    embeddings = np.empty((len(uris), encoder.dim), dtype=np.float32)
-    # disable=None: no bar unless stderr is a terminal.
-    with tqdm(total=len(uris), desc="embed", disable=None, delay=PROGRESS_DELAY) as progress:
+    on_gpu = device.type == "cuda"
+
+    def view_embeddings() -> Iterator[tuple[Tensor]]:
         for start in range(0, len(uris), batch_size):
             batch = uris[start : start + batch_size]
-            clips = torch.stack([_read_clips(encoder, uri, views) for uri in batch]).to(device)
+            clips = torch.stack([_read_clips(encoder, uri, views) for uri in batch])
+            clips = (clips.pin_memory() if on_gpu else clips).to(device, non_blocking=on_gpu)
             # One view at a time, as in evaluation: the activations of one batch, not of `views`.
-            of_views = torch.stack([encoder.embed(view) for view in clips.unbind(dim=1)], dim=1)
-            embeddings[start : start + len(batch)] = of_views.cpu().numpy().mean(axis=1)
-            progress.update(len(batch))
-    return embeddings
+            yield (torch.stack([encoder.embed(view) for view in clips.unbind(dim=1)], dim=1),)
+
+    embeddings = [np.empty((0, encoder.dim), dtype=np.float32)]
+    # disable=None: no bar unless stderr is a terminal.
+    with tqdm(total=len(uris), desc="embed", disable=None, delay=PROGRESS_DELAY) as progress:
+        for (of_batch,) in on_host(view_embeddings(), device):
+            embeddings.append(of_batch.mean(axis=1))
+            progress.update(len(of_batch))
+    return np.concatenate(embeddings)
+
+
+def on_host(
+    batches: Iterable[Sequence[Tensor]], device: torch.device
+) -> Iterator[list[NDArray[Any]]]:
+    """The tensors of each batch as NumPy arrays; a GPU's arrive one batch late.
+
+    So a GPU computes a batch while the host reads the results of the one before and prepares the
+    next. The host waits once per batch, for the copies of the batch that it reads.
+    """
+    late = 1 if device.type == "cuda" else 0
+    pending: list[list[HostCopy]] = []
+    for tensors in batches:
+        pending.append([HostCopy(tensor) for tensor in tensors])
+        if len(pending) > late:
+            yield _read(pending.pop(0))
+    yield from map(_read, pending)
+
+
+def _read(copies: Sequence[HostCopy]) -> list[NDArray[Any]]:
+    # Arrays of their own, because the caller may keep them and pinned memory is scarce.
+    return [copy.wait().numpy().copy() for copy in copies]
 
 
 def _read_clips(encoder: VideoEncoder, uri: str, views: int) -> Tensor:

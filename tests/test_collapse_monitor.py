@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from mofore.collapse import effective_rank, embedding_std
 from mofore.collapse_monitor import (
     Action,
     CollapseConfig,
@@ -15,6 +16,9 @@ from mofore.collapse_monitor import (
     _stability_margin,
 )
 from mofore.errors import UserError
+from mofore.models.backbone import BackboneConfig
+from mofore.models.objective import ModelConfig, Pretraining, build_pretraining
+from mofore.types import Batch, Targets
 from tests.small import differing, state
 
 COLLAPSED, HEALTHY = CollapseStats(1.1, 0.01, 0.0), CollapseStats(9.0, 0.3, 0.1)
@@ -87,6 +91,58 @@ def test_actions(tmp_path, caplog):
         r"kept",
     ):
         build_monitor(action=Action.stop).raise_alarm("it collapses", tmp_path, 7)
+
+
+class TeacherEngine:
+    """What the monitor needs of an engine, without DeepSpeed; keeps the batches that it got."""
+
+    def __init__(self, model: Pretraining, device: torch.device) -> None:
+        self.model, self.device = model.to(device), device
+        self.batches: list[Batch] = []
+
+    def __call__(self, batch: Batch) -> Targets:
+        self.batches.append(batch)
+        return self.model(batch)
+
+
+def build_model() -> Pretraining:
+    backbone = BackboneConfig(embed_dim=32, depth=2, num_heads=2, patch_size=8)
+    return build_pretraining(ModelConfig(frames=4, size=16, backbone=backbone), seed=0)
+
+
+def random_clips(videos: int) -> torch.Tensor:
+    random = torch.Generator().manual_seed(0)
+    shape = (videos, 2, 3, 4, 16, 16)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=random)
+
+
+def test_the_teacher_embeds_all_tokens_of_both_clips():
+    """Whatever teacher.token_keep_ratio is, which only the loader's batches know."""
+    model, clips = build_model(), random_clips(5)
+    engine = TeacherEngine(model, torch.device("cpu"))
+    stats = CollapseMonitor(CollapseConfig(), clips, batch_size=2).measure(engine)
+    assert [len(batch.rows) for batch in engine.batches] == [2, 2, 1]
+    assert all(not batch.teacher_visible.numel() for batch in engine.batches)
+    with torch.no_grad():
+        latents = model.teacher_latents(clips)
+    assert latents.shape[:3] == (5, 2, 8)  # 2 time steps of 2 x 2 tubelets
+    embeddings = latents.mean(dim=2)
+    assert stats.effective_rank == pytest.approx(float(effective_rank(embeddings.flatten(0, 1))))
+    assert stats.embedding_std == pytest.approx(float(embedding_std(embeddings.flatten(0, 1))))
+    assert stats.stability_margin == pytest.approx(float(_stability_margin(embeddings)), abs=1e-6)
+
+
+@pytest.mark.gpu
+def test_a_measurement_on_a_gpu_equals_the_cpus(cuda):
+    clips = random_clips(5)
+    expected = CollapseMonitor(CollapseConfig(), clips, 2).measure(
+        TeacherEngine(build_model(), torch.device("cpu"))
+    )
+    monitor = CollapseMonitor(CollapseConfig(), clips, 2)
+    assert monitor.clips is not None
+    assert monitor.clips.is_pinned()
+    found = monitor.measure(TeacherEngine(build_model(), cuda))
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4)
 
 
 def measurements(run) -> list[dict]:

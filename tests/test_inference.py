@@ -1,8 +1,10 @@
 """inference: `mofore.embed` equals evaluation and names bad files; the public API and its types."""
 
+import copy
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +91,55 @@ def test_embed_needs_no_gradients_and_keeps_the_mode(encoder, video):
         assert all(p.grad is None for p in encoder.parameters())
     finally:
         encoder.eval()
+
+
+def test_embed_runs_under_the_callers_autocast(encoder, video):
+    expected = mofore.embed(encoder, video)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = mofore.embed(encoder, video)
+        # It leaves nothing in autocast's cache that a backward in the same context would meet.
+        clips = torch.zeros(1, 3, FRAMES, SIZE, SIZE, dtype=torch.uint8)
+        encoder.embed(clips).sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    encoder.zero_grad()
+    assert_close_in_bf16(found, expected)
+    assert np.abs(found - expected).max() > 1e-4  # it was bf16
+
+
+@pytest.mark.gpu
+def test_embed_on_a_gpu_equals_the_cpu(encoder, manifest, cuda):
+    videos = read_manifest(str(manifest))
+    paths = [videos[row].uri for row in range(5)]
+    expected = mofore.embed(encoder, paths, batch_size=2)
+    on_gpu = copy.deepcopy(encoder).to(cuda)
+    np.testing.assert_allclose(mofore.embed(on_gpu, paths, batch_size=2), expected, atol=1e-4)
+    with torch.autocast("cuda", torch.bfloat16):
+        assert_close_in_bf16(mofore.embed(on_gpu, paths, batch_size=2), expected)
+
+
+def assert_close_in_bf16(found: np.ndarray, expected: np.ndarray) -> None:
+    assert found.dtype == np.float32
+    lengths = np.linalg.norm(found, axis=1) * np.linalg.norm(expected, axis=1)
+    assert ((found * expected).sum(axis=1) / lengths).min() > 0.9999
+
+
+def test_a_gpus_results_are_read_one_batch_late_and_all_arrive():
+    """The tensors are of the CPU: only the order is tested."""
+    started: list[int] = []
+
+    def compute(batches: int) -> Iterator[list[torch.Tensor]]:
+        for number in range(batches):
+            started.append(number)
+            yield [torch.tensor([number]), torch.tensor([-number])]
+
+    seen = []
+    for one, other in inference.on_host(compute(3), torch.device("cuda")):
+        seen.append((len(started), int(one[0]), int(other[0])))
+    assert seen == [(2, 0, 0), (3, 1, -1), (3, 2, -2)]
+    started.clear()
+    on_cpu = inference.on_host(compute(2), torch.device("cpu"))
+    assert [(len(started), int(one[0])) for one, _ in on_cpu] == [(1, 0), (2, 1)]
+    assert list(inference.on_host(compute(0), torch.device("cuda"))) == []
 
 
 def test_bad_files_are_named(encoder, video, tmp_path):

@@ -1,12 +1,21 @@
-"""Synthetic features for the evaluators: Gaussian classes, source groups of a few videos each."""
+"""Real videos of a small run, and synthetic features for the evaluators: Gaussian classes, source
+groups of a few videos each.
+"""
 
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
+from mofore.data.manifest import Row
 from mofore.evaluation.config import EvaluateConfig
 from mofore.evaluation.features import Features
+from tests.evaluation.small_run import make_rows
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return make_rows(tmp_path_factory.mktemp("videos"))
 
 
 @pytest.fixture

@@ -162,7 +162,7 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
         name: Features(embeddings[:, None], labels, groups, splits, names)
         for name, embeddings in encoders.items()
     }
-    save_features(folder / "evaluation" / "features.npz", "key", features)
+    save_features(folder / "evaluation" / "features.npz", "key", features, "cpu")
     test = splits == "test"
     protocol = {
         "split": "manifest-split",
@@ -179,6 +179,8 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
         "run": str(folder),
         "checkpoint": {"step": 300, "digest": "ab12" * 16},
         "commit": "1" * 40,
+        "device": "NVIDIA H100 80GB HBM3",
+        "precision": "bf16",
         "manifest_digest": videos.digest,
         "split_digest": "cd" * 32,
         "protocol": protocol,

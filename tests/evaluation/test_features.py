@@ -88,8 +88,11 @@ def test_the_embedding_of_a_video_is_the_mean_of_its_views(features):
 
 def test_the_cache_returns_what_was_saved(tmp_path, features):
     path = tmp_path / "evaluation" / "features.npz"
-    save_features(path, "key", features)
-    found = load_cached_features(path, "key")
+    save_features(path, "key", features, "a device")
+    cached = load_cached_features(path, "key")
+    assert cached is not None
+    found, device = cached
+    assert device == "a device"
     assert found is not None
     assert list(found) == list(features)
     for name in features:
@@ -100,7 +103,7 @@ def test_the_cache_returns_what_was_saved(tmp_path, features):
 def test_features_are_loaded_by_encoder(tmp_path, features):
     path = tmp_path / "features.npz"
     assert load_features(path, ["trained"]) is None
-    save_features(path, "key", features)
+    save_features(path, "key", features, "a device")
     found = load_features(path, ["trained", "untrained"])
     assert found is not None
     assert list(found) == ["trained"]
@@ -113,7 +116,7 @@ def test_features_are_loaded_by_encoder(tmp_path, features):
 def test_a_cache_with_another_key_or_damage_is_not_used(tmp_path, features):
     path = tmp_path / "features.npz"
     assert load_cached_features(path, "key") is None
-    save_features(path, "key", features)
+    save_features(path, "key", features, "a device")
     assert load_cached_features(path, "other") is None
     path.write_bytes(path.read_bytes()[:-200])
     assert load_cached_features(path, "key") is None

@@ -9,7 +9,8 @@ from mofore.evaluation.features import ForecastErrors
 from mofore.evaluation.forecasting import forecast_errors, forecasting
 from mofore.models.backbone import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig, ForecasterKind
-from mofore.models.objective import LossConfig, ModelConfig, build_pretraining
+from mofore.models.losses import LossConfig
+from mofore.models.objective import ModelConfig, build_pretraining
 from mofore.types import Batch
 
 CPU = torch.device("cpu")
@@ -37,7 +38,8 @@ def batch(rows: list[int], targets: int = 2) -> Batch:
         clips[:, 1:],
         gaps,
         torch.tensor(rows),
-        torch.zeros(len(rows), 0, dtype=torch.int64),
+        visible=torch.zeros(len(rows), 0, dtype=torch.int64),
+        teacher_visible=torch.zeros(len(rows), 0, dtype=torch.int64),
     )
 
 

@@ -205,7 +205,7 @@ def test_a_collapsed_run_has_a_warning(tmp_path):
     features = load_features(path, ["trained", "untrained"])
     assert features is not None
     features["trained"].view_embeddings[:] = 1
-    save_features(path, "key", features)
+    save_features(path, "key", features, "cpu")
     results = json.loads((run / "evaluation" / "results.json").read_text())
     for one in results["results"]:
         if one["encoder"] == "trained" and one["metric"] == "effective_rank":
@@ -229,7 +229,8 @@ def test_maps_intervals_and_curves_are_on_the_page(page):
         assert f"{label} 2" in page.text  # the legend, with how many test videos
 
 
-def test_the_header_names_the_checkpoint_and_the_commits(page):
+def test_the_header_names_checkpoint_commits_device_and_precision(page):
     assert "Checkpointstep 300, ab12ab12ab12" in page.text
     assert f"Evaluated at commit{'1' * 12}" in page.text
     assert f"Trained at commit{'0' * 12}" in page.text
+    assert "NVIDIA H100 80GB HBM3, bf16" in page.text
