@@ -1,19 +1,25 @@
-"""The training steps that benchmarks.step times: MoFore's and Hugging Face transformers'."""
+"""The training steps that benchmarks.step and benchmarks.gpu time.
 
-import argparse
+MoFore's, and those of V-JEPA 2 and VideoMAE in Hugging Face transformers.
+"""
+
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from benchmarks.training_step import RANK_TIMEOUT, TrainingStep, random_batch
+from benchmarks.training_step import RepeatedStep, StepShape
 from mofore.collapse_monitor import CollapseMonitor
-from mofore.config import PretrainConfig, compose
+from mofore.compilation import MAX_VARIANTS
+from mofore.config import PretrainConfig
 from mofore.models.ema import update_teacher
-from mofore.models.objective import build_pretraining
+from mofore.models.objective import build_meta_pretraining, build_pretraining
 from mofore.parallel.engine import start_ranks
+from mofore.precision import Precision, autocast
+from mofore.profiling import random_batch
 from mofore.startup import build_training_engine
 
 Step = Callable[[], object]
@@ -32,21 +38,10 @@ VJEPA2, VIDEOMAE = "V-JEPA 2 (transformers)", "VideoMAE (transformers), 90% mask
 TEACHER_MOMENTUM = 0.996
 
 
-def step_config(options: argparse.Namespace, overrides: list[str]) -> PretrainConfig:
-    """The configuration of MoFore's step at the backbone, clip and batch of the options."""
-    shape = [
-        f"backbone={options.backbone}",
-        f"data.frames={options.frames}",
-        f"data.size={options.size}",
-        f"global_batch={options.batch}",
-    ]
-    return compose(PretrainConfig, [*shape, "data.manifest=none", *overrides])
-
-
 def collapse_measurement(config: PretrainConfig) -> Step:
     """One measurement of the collapse monitor."""
-    engine = build_training_engine(config, None, start_ranks(RANK_TIMEOUT))
-    clip = random_batch(config, torch.device("cpu")).context.shape[1:]
+    engine = build_training_engine(config, None, start_ranks(config.engine))
+    clip = (3, config.data.frames, config.data.size, config.data.size)
     clips = torch.randint(0, 256, (config.collapse.videos, 2, *clip), dtype=torch.uint8)
     monitor = CollapseMonitor(config.collapse, clips, config.global_batch)
     return lambda: monitor.measure(engine)
@@ -59,7 +54,7 @@ def mofore_passes(config: PretrainConfig, backward: bool = True) -> Step:
     holds every activation that backward would need.
     """
     model = build_pretraining(config.model(), 0)
-    batch = random_batch(config, torch.device("cpu"))
+    batch = random_batch(config, config.global_batch, torch.device("cpu"))
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
 
@@ -73,7 +68,42 @@ def mofore_passes(config: PretrainConfig, backward: bool = True) -> Step:
     return step
 
 
-def vjepa2_step(options: argparse.Namespace) -> Step:
+class BaselineStep:
+    """Each call makes one step: forward, backward, clipping, AdamW, and `after_update`.
+
+    loss: the scalar loss of one step, computed under autocast if the precision is bf16. layers: the
+    transformer blocks, which `compile` compiles in place, each alone, as MoFore's are.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[], Tensor],
+        layers: Sequence[nn.Module],
+        precision: Precision,
+        after_update: Step = lambda: None,
+    ) -> None:
+        self.model, self.loss, self.layers = model, loss, layers
+        self.precision, self.after_update = precision, after_update
+        self.device = next(model.parameters()).device
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def __call__(self) -> None:
+        with autocast(self.precision, self.device):
+            loss = self.loss()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.after_update()
+
+    def compile(self) -> None:
+        torch._dynamo.config.recompile_limit = MAX_VARIANTS
+        for layer in self.layers:
+            layer.compile(dynamic=False)
+
+
+def vjepa2_step(shape: StepShape, device: torch.device, precision: Precision) -> BaselineStep:
     """Assran et al. 2025: predict an EMA encoder's tokens from a context of tokens (L1).
 
     The published predictor (12 blocks, width 384). The encoder of the package sees all tokens, the
@@ -81,87 +111,79 @@ def vjepa2_step(options: argparse.Namespace) -> Step:
     """
     from transformers import VJEPA2Config, VJEPA2Model
 
-    shape = _backbone_shape(options)
+    backbone = _backbone_sizes(shape)
     config = VJEPA2Config(
-        crop_size=options.size,
-        frames_per_clip=options.frames,
-        hidden_size=shape.embed_dim,
-        num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads,
+        crop_size=shape.size,
+        frames_per_clip=shape.frames,
+        hidden_size=backbone.embed_dim,
+        num_hidden_layers=backbone.depth,
+        num_attention_heads=backbone.heads,
     )
-    model = VJEPA2Model(config)
+    model = VJEPA2Model(config).to(device)
     teacher = copy.deepcopy(model.encoder).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
-    tokens = options.frames // 2 * (options.size // 16) ** 2
-    order = torch.randperm(tokens).expand(options.batch, -1)
+    clips = torch.randn(shape.batch, shape.frames, 3, shape.size, shape.size, device=device)
+    tokens = shape.frames // 2 * (shape.size // 16) ** 2
+    order = torch.randperm(tokens, device=device).expand(shape.batch, -1)
     context, masked = order[:, : tokens // 8].sort().values, order[:, tokens // 8 :].sort().values
+    weight = torch.tensor(1 - TEACHER_MOMENTUM, device=device)
 
-    def step() -> None:
+    def loss() -> Tensor:
         with torch.no_grad():
-            latents = F.layer_norm(teacher(clips).last_hidden_state, (shape.embed_dim,))
+            latents = F.layer_norm(teacher(clips).last_hidden_state, (backbone.embed_dim,))
             target = latents.gather(1, masked[..., None].expand(-1, -1, latents.shape[-1]))
         output = model(clips, context_mask=[context], target_mask=[masked])
-        F.l1_loss(output.predictor_output.last_hidden_state, target).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        update_teacher(teacher, model.encoder, TEACHER_MOMENTUM)
+        return F.l1_loss(output.predictor_output.last_hidden_state, target)
 
-    return step
+    layers = [*model.encoder.layer, *model.predictor.layer, *teacher.layer]
+    return BaselineStep(
+        model, loss, layers, precision, lambda: update_teacher(teacher, model.encoder, weight)
+    )
 
 
-def videomae_step(options: argparse.Namespace) -> Step:
+def videomae_step(shape: StepShape, device: torch.device, precision: Precision) -> BaselineStep:
     """Tong et al. 2022: reconstruct the pixels of 90% of the tubes."""
     from transformers import VideoMAEConfig, VideoMAEForPreTraining
 
-    shape = _backbone_shape(options)
+    backbone = _backbone_sizes(shape)
     config = VideoMAEConfig(
-        image_size=options.size,
-        num_frames=options.frames,
-        hidden_size=shape.embed_dim,
-        num_hidden_layers=shape.depth,
-        num_attention_heads=shape.heads,
-        intermediate_size=4 * shape.embed_dim,
-        decoder_hidden_size=shape.embed_dim // 2,
-        decoder_num_attention_heads=max(1, shape.heads // 2),
-        decoder_intermediate_size=2 * shape.embed_dim,
+        image_size=shape.size,
+        num_frames=shape.frames,
+        hidden_size=backbone.embed_dim,
+        num_hidden_layers=backbone.depth,
+        num_attention_heads=backbone.heads,
+        intermediate_size=4 * backbone.embed_dim,
+        decoder_hidden_size=backbone.embed_dim // 2,
+        decoder_num_attention_heads=max(1, backbone.heads // 2),
+        decoder_intermediate_size=2 * backbone.embed_dim,
     )
-    model = VideoMAEForPreTraining(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
-    clips = torch.randn(options.batch, options.frames, 3, options.size, options.size)
-    patches = (options.size // 16) ** 2
-    tubes = torch.randperm(patches) < round(0.9 * patches)
-    masked = tubes.repeat(options.frames // 2).expand(options.batch, -1)
-
-    def step() -> None:
-        model(clips, bool_masked_pos=masked).loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
-    return step
+    model = VideoMAEForPreTraining(config).to(device)
+    clips = torch.randn(shape.batch, shape.frames, 3, shape.size, shape.size, device=device)
+    patches = (shape.size // 16) ** 2
+    tubes = torch.randperm(patches, device=device) < round(0.9 * patches)
+    masked = tubes.repeat(shape.frames // 2).expand(shape.batch, -1)
+    layers = [*model.videomae.encoder.layer, *model.decoder.decoder_layers]
+    return BaselineStep(model, lambda: model(clips, bool_masked_pos=masked).loss, layers, precision)
 
 
-class _Shape(NamedTuple):
+class _BackboneSizes(NamedTuple):
     embed_dim: int
     depth: int
     heads: int
 
 
-def _backbone_shape(options: argparse.Namespace) -> _Shape:
-    student = build_pretraining(step_config(options, []).model(), 0).student
+def _backbone_sizes(shape: StepShape) -> _BackboneSizes:
+    student = build_meta_pretraining(shape.config().model()).student
     blocks: Any = student.blocks
-    return _Shape(student.dim, len(blocks), blocks[0].attn.num_heads)
+    return _BackboneSizes(student.dim, len(blocks), blocks[0].attn.num_heads)
 
 
-def build_step(name: str, options: argparse.Namespace) -> Step:
+def build_step(name: str, shape: StepShape) -> Step:
     """The step of this name: a key of MOFORE, "passes of KEY", "forward of KEY", or a baseline."""
     torch.manual_seed(0)
     if name in MOFORE:
-        return TrainingStep(step_config(options, [*MOFORE[name], *options.overrides]))
+        return RepeatedStep(shape.config(*MOFORE[name]))
     if name.startswith(("passes of ", "forward of ")):
         part, _, recipe = name.partition(" of ")
-        config = step_config(options, [*MOFORE[recipe], *options.overrides])
-        return mofore_passes(config, backward=part == "passes")
-    return vjepa2_step(options) if name == VJEPA2 else videomae_step(options)
+        return mofore_passes(shape.config(*MOFORE[recipe]), backward=part == "passes")
+    build = vjepa2_step if name == VJEPA2 else videomae_step
+    return build(shape, torch.device("cpu"), Precision.fp32)

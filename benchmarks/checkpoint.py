@@ -24,13 +24,14 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.processes import measure_memory, run_json
-from benchmarks.training_step import RANK_TIMEOUT, TrainingStep
+from benchmarks.training_step import RepeatedStep
 from mofore.checkpoint.format import CheckpointConfig
 from mofore.checkpoint.reader import find_latest_checkpoint
 from mofore.checkpoint.saver import Saver
 from mofore.config import PretrainConfig, compose
 from mofore.parallel.collectives import all_gather_objects, all_reduce_max, get_rank, get_world_size
-from mofore.parallel.engine import Engine, load_state, local_state, start_ranks, state_shapes
+from mofore.parallel.engine import Engine, start_ranks
+from mofore.parallel.state import load_state, local_state, state_shapes
 from mofore.startup import build_training_engine
 
 SIZE = (
@@ -62,7 +63,7 @@ def timed(seconds: list[float]) -> Iterator[None]:
 
 def time_saves(overrides: list[str], folder: Path, rounds: int) -> None:
     """Print the medians of the seconds that each way of saving blocks a step."""
-    step = TrainingStep(small_config(["engine.zero_stage=0", *overrides]))
+    step = RepeatedStep(small_config(["engine.zero_stage=0", *overrides]))
     engine, plain, deepspeed = step.engine, folder / "plain.safetensors", folder / "deepspeed"
     saver = Saver(folder / "mofore", CheckpointConfig(keep_last=1), state_shapes(engine))
     seconds: dict[str, list[float]] = collections.defaultdict(list)
@@ -116,8 +117,9 @@ def save_plain(engine: Engine, path: Path) -> None:
 
 def print_memory(overrides: list[str], folder: Path) -> None:
     """Run under torchrun: peak memory of the fullest rank while it writes and reads its shards."""
-    device = start_ranks(RANK_TIMEOUT)
-    engine = build_training_engine(small_config(["engine.zero_stage=3", *overrides]), None, device)
+    config = small_config(["engine.zero_stage=3", *overrides])
+    device = start_ranks(config.engine)
+    engine = build_training_engine(config, None, device)
     run_dir = folder / f"ranks-{get_world_size()}"
     with measure_memory() as writing:
         saver = Saver(run_dir, CheckpointConfig(), state_shapes(engine))
@@ -127,7 +129,7 @@ def print_memory(overrides: list[str], folder: Path) -> None:
     with measure_memory() as reading:
         checkpoint, _ = find_latest_checkpoint(run_dir)
         assert checkpoint
-        load_state(engine, checkpoint.read, 1)
+        load_state(engine, checkpoint.load, 1)
     write, read = all_reduce_max([writing.peak, reading.peak], device)
     if get_rank() == 0:
         print(json.dumps({"state": state_bytes(engine), "write": write, "read": read}))

@@ -42,7 +42,7 @@ class Objective(nn.Module):
     def update_ema(self, momentum: float) -> None:
         """Move the teacher; called after each optimizer step."""
         if hasattr(self, "teacher"):
-            update_teacher(self.teacher, self.student, momentum)
+            update_teacher(self.teacher, self.student, torch.tensor(1 - momentum))
 
     def add_teacher(self) -> None:
         """Start the teacher as a copy of the student."""
@@ -65,7 +65,7 @@ class Forecasting(Objective):
         return self.model(batch, targets, targets.keys).total
 
     def update_ema(self, momentum: float) -> None:
-        update_teacher(self.model.teacher, self.model.student, momentum)
+        update_teacher(self.model.teacher, self.model.student, torch.tensor(1 - momentum))
 
 
 class Supervised(Objective):
@@ -212,7 +212,7 @@ class MoCoV3(Objective):
 
     def update_ema(self, momentum: float) -> None:
         super().update_ema(momentum)
-        update_teacher(self.teacher_project, self.project, momentum)
+        update_teacher(self.teacher_project, self.project, torch.tensor(1 - momentum))
 
 
 class BYOL(MoCoV3):

@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,17 @@ def _read_status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def run_json(module: str, *argv: str, ranks: int = 0) -> dict[str, Any]:
-    """The JSON line that `python -m MODULE ARGV` prints; under torchrun if `ranks` is above 0."""
+def run_json(
+    module: str, *argv: str, ranks: int = 0, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """The JSON line that `python -m MODULE ARGV` prints; under torchrun if `ranks` is above 0.
+
+    environment: variables to set in the process.
+    """
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command = [sys.executable, *(torchrun if ranks else []), "-m", module, *argv]
     env = {key: value for key, value in os.environ.items() if key not in RANK_VARIABLES}
+    env |= environment or {}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env)
     if done.returncode:
         raise SystemExit(done.stderr)

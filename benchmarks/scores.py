@@ -158,4 +158,5 @@ def _batches_at_gap(
         )
         for row in rows
     ]
-    return [collate(samples[first : first + BATCH]) for first in range(0, len(samples), BATCH)]
+    firsts = range(0, len(samples), BATCH)
+    return [collate(samples[first : first + BATCH]).batch for first in firsts]

@@ -1,6 +1,8 @@
-"""The cost of a training step, MoFore's and others': python -m benchmarks.step
+"""The cost of a training step on a CPU, MoFore's and others': python -m benchmarks.step
 
     pip install transformers   # its V-JEPA 2 and VideoMAE; without it their rows are left out
+
+`python -m benchmarks.gpu` measures GPUs.
 
 All steps use the same backbone, clip and batch. They are timed in turn, so that every step sees
 the same machine, and medians over rounds are reported. The floating-point operations of the matrix
@@ -35,9 +37,9 @@ from benchmarks.baseline_steps import (
     Step,
     build_step,
     collapse_measurement,
-    step_config,
 )
 from benchmarks.processes import measure_memory, run_json
+from benchmarks.training_step import StepShape
 from mofore.config import PretrainConfig, compose
 
 MATRIX_SIDE = 1536  # of the product that gives the machine's rate
@@ -63,9 +65,9 @@ def time_step(step: Step) -> float:
     return time.perf_counter() - start
 
 
-def print_memory(name: str, options: argparse.Namespace) -> None:
+def print_memory(name: str, shape: StepShape) -> None:
     """In a separate process: print the memory of a step beyond what stays between steps."""
-    step = build_step(name, options)
+    step = build_step(name, shape)
     step()
     gc.collect()
     with measure_memory() as memory:
@@ -93,8 +95,13 @@ def main() -> int:
     parser.add_argument("--memory", metavar="NAME", help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="of every MoFore step")
     options = parser.parse_args()
+    if torch.cuda.is_available():
+        parser.error("this measures CPUs: run benchmarks.gpu, or set CUDA_VISIBLE_DEVICES= (empty)")
+    shape = StepShape(
+        options.backbone, options.frames, options.size, options.batch, tuple(options.overrides)
+    )
     if options.memory:
-        print_memory(options.memory, options)
+        print_memory(options.memory, shape)
         return 0
     names = [*MOFORE]
     if importlib.util.find_spec("transformers"):
@@ -102,21 +109,19 @@ def main() -> int:
     else:
         print("transformers is not installed: V-JEPA 2 and VideoMAE are left out", file=sys.stderr)
     keys = ("backbone", "frames", "size", "batch")
-    argv = [f"--{key}={getattr(options, key)}" for key in keys] + options.overrides
-    steps, flops = prepare_steps([*names, PASSES], options)
+    argv = [f"--{key}={getattr(shape, key)}" for key in keys] + options.overrides
+    steps, flops = prepare_steps([*names, PASSES], shape)
     seconds = median_seconds(steps, options.rounds)
-    print_steps(names, seconds, flops, options, argv)
-    print_overheads(seconds, options, argv)
+    print_steps(names, seconds, flops, shape, argv)
+    print_overheads(seconds, shape, argv)
     return 0
 
 
-def prepare_steps(
-    names: list[str], options: argparse.Namespace
-) -> tuple[dict[str, Step], dict[str, int]]:
+def prepare_steps(names: list[str], shape: StepShape) -> tuple[dict[str, Step], dict[str, int]]:
     """Steps after their warm-up, and their floating-point operations, by name."""
     steps, flops = {}, {}
     for name in names:
-        steps[name] = build_step(name, options)
+        steps[name] = build_step(name, shape)
         steps[name]()
         with FlopCounterMode(display=False) as counter:
             steps[name]()
@@ -140,14 +145,14 @@ def print_steps(
     names: list[str],
     seconds: dict[str, float],
     flops: dict[str, int],
-    options: argparse.Namespace,
+    shape: StepShape,
     argv: list[str],
 ) -> None:
     """One line per step."""
     rate = 2 * MATRIX_SIDE**3 / seconds["product"]
     print(
-        f"{options.backbone}, {options.batch} clips of {options.frames} x {options.size} x "
-        f"{options.size}, {torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product "
+        f"{shape.backbone}, {shape.batch} clips of {shape.frames} x {shape.size} x "
+        f"{shape.size}, {torch.get_num_threads()} threads, {rate / 1e9:.0f} GFLOP/s in a product "
         f"of {MATRIX_SIDE} x {MATRIX_SIDE}"
     )
     print(f"{'step':42} samples/s  TFLOP  of that rate  peak MB  x V-JEPA 2")
@@ -155,14 +160,12 @@ def print_steps(
         share = flops[name] / seconds[name] / rate
         relative = f"{seconds[VJEPA2] / seconds[name]:10.2f}" if VJEPA2 in seconds else ""
         print(
-            f"{name:42} {options.batch / seconds[name]:9.2f}  {flops[name] / 1e12:5.2f}  "
+            f"{name:42} {shape.batch / seconds[name]:9.2f}  {flops[name] / 1e12:5.2f}  "
             f"{100 * share:11.0f}%  {memory_mb(name, argv):7.0f}  {relative}"
         )
 
 
-def print_overheads(
-    seconds: dict[str, float], options: argparse.Namespace, argv: list[str]
-) -> None:
+def print_overheads(seconds: dict[str, float], shape: StepShape, argv: list[str]) -> None:
     """Optimizer and EMA, the collapse monitor, and gradient checkpointing."""
     beyond = 1 - seconds[PASSES] / seconds[WHOLE]
     print(
@@ -170,8 +173,8 @@ def print_overheads(
         "forward and backward)"
     )
     defaults = compose(PretrainConfig, ["data.manifest=none"])
-    measurement = time_step(collapse_measurement(step_config(options, options.overrides)))
-    step = seconds[DEFAULT] * defaults.global_batch / options.batch
+    measurement = time_step(collapse_measurement(shape.config()))
+    step = seconds[DEFAULT] * defaults.global_batch / shape.batch
     share = measurement / (defaults.collapse.every * step)
     print(
         f"collapse monitor: {measurement:.2f} s per measurement, {100 * share:.2f}% of the time at "

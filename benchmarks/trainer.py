@@ -42,7 +42,8 @@ class RecipeTrainer:
                 f"global_batch={batch} exceeds the {len(rows)} train videos: "
                 f"give global_batch={len(rows)} or less."
             )
-        self.batches = sample_batches(cache, rows, config.data, batch, seed, config.tokens)
+        ratio = config.teacher.token_keep_ratio
+        self.batches = sample_batches(cache, rows, config.data, batch, seed, config.tokens, ratio)
         groups = parameter_groups(objective, config.optimizer.weight_decay)
         self.optimizer = build_optimizer(groups, config.optimizer)
 

@@ -129,7 +129,7 @@ class Variant(Forecasting):
     def update_ema(self, momentum: float) -> None:
         super().update_ema(momentum)
         if self.variant.moco_heads:
-            update_teacher(self.teacher_project, self.project, momentum)
+            update_teacher(self.teacher_project, self.project, torch.tensor(1 - momentum))
 
 
 def random_squares(clips: Tensor, min_area: float) -> Tensor:

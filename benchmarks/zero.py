@@ -9,10 +9,10 @@ import json
 import sys
 
 from benchmarks.processes import run_json
-from benchmarks.training_step import RANK_TIMEOUT
 from mofore.config import PretrainConfig, compose
 from mofore.parallel.collectives import all_gather_objects, get_rank, get_world_size
-from mofore.parallel.engine import MOMENTS, start_ranks
+from mofore.parallel.engine import start_ranks
+from mofore.parallel.state import MOMENTS
 from mofore.startup import build_training_engine
 
 SIZE = ("backbone=vit_tiny", "data.frames=4", "data.size=64", "data.targets=1", "global_batch=4")
@@ -23,7 +23,7 @@ def print_bytes(stage: int, overrides: list[str]) -> None:
     """Run under torchrun: print the bytes of moments on the fullest and on the emptiest rank."""
     fixed = [*SIZE, "data.manifest=none", f"engine.zero_stage={stage}"]
     config = compose(PretrainConfig, [*fixed, *overrides])
-    engine = build_training_engine(config, None, start_ranks(RANK_TIMEOUT))
+    engine = build_training_engine(config, None, start_ranks(config.engine))
     optimizer = getattr(engine.optimizer, "optimizer", engine.optimizer)
     held = sum(state[key].nbytes for state in optimizer.state.values() for key in MOMENTS)
     trained = sum(

@@ -142,13 +142,14 @@ def _interval_chart(results: list[dict[str, Any]]) -> Chart | None:
 
 
 def _collapse_warning(run: RunData, results: list[dict[str, Any]]) -> str | None:
-    """From the results of the evaluation; without them, from the last logged step."""
+    """From the results of the evaluation; without them, from the last step that measured it."""
     trained = {r["metric"]: r["value"] for r in results if r["encoder"] == "trained"}
     max_rank = None
     if results and run.features and "trained" in run.features:
         features = run.features["trained"]
         max_rank = min(len(indices_of_test(features)), features.embeddings.shape[1])
-    source = trained if "effective_rank" in trained else run.metrics[-1]
+    measured = [line for line in run.metrics if line.get("effective_rank") is not None]
+    source = trained if "effective_rank" in trained else (measured or run.metrics)[-1]
     return verdict.collapse_warning(
         source.get("effective_rank"), source.get("embedding_std"), max_rank
     )

@@ -27,6 +27,8 @@ from mofore.launch.arguments import (
     run,
 )
 from mofore.launch.commands import add_commands, describe_pretrain
+from mofore.launch.plan import add_plan
+from mofore.launch.profiler import add_profile
 
 MISSING = "???"  # omegaconf's mark of a value that must be given
 
@@ -51,6 +53,8 @@ def build_parser() -> CommandParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_commands(commands)
     add_config(commands)
+    add_plan(commands)
+    add_profile(commands)
     add_submit(commands)
     add_jobs(commands)
     add_logs(commands)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from mofore.config import compose
 from mofore.errors import UserError
+from mofore.gpus import GPUS, find_gpu
 from mofore.launch.overrides import to_override
 from mofore.settings import setting
 
@@ -33,6 +34,9 @@ class ClusterConfig:
         "1", "Number of nodes, or a range 1-4: each start of the job runs on the nodes it gets."
     )
     gpus_per_node: int = setting(0, "GPUs per node; 0 trains on CPUs.")
+    gpu_type: str | None = setting(
+        None, "GPU type, e.g. h100: warns if the run needs more memory; null: no check."
+    )
     tasks_per_node: int | None = setting(
         None, "Ranks per node; null starts one per GPU, or one without GPUs."
     )
@@ -71,6 +75,9 @@ class ClusterConfig:
         if self.executor not in EXECUTORS:
             raise UserError(f"cluster.executor={self.executor}: choose {', '.join(EXECUTORS)}.")
         self._check_counts()
+        if self.gpu_type is not None and find_gpu(self.gpu_type) is None:
+            known = ", ".join(gpu.name for gpu in GPUS)
+            raise UserError(f"cluster.gpu_type={self.gpu_type} is not known: give null or {known}.")
         if self.executor != "slurm" and self.nodes != "1":
             raise UserError(
                 f"cluster={self.executor} is this machine: cluster.nodes={self.nodes} must be 1."

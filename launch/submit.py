@@ -26,6 +26,7 @@ from mofore.launch.arguments import (
 from mofore.launch.cluster import SubmitConfig, cluster_overrides_of, compose_cluster
 from mofore.launch.executors import JobRequest, dry_run_script, run_here, submit_slurm
 from mofore.launch.overrides import split_overrides
+from mofore.launch.plan import warn_if_too_large
 from mofore.launch.tasks import parse_task
 
 
@@ -51,8 +52,10 @@ def submit(
         if name != "pretrain":
             raise UserError(f"A sweep pretrains and evaluates its runs: leave out {name}.")
         planned = sweep.plan(cluster, cluster_overrides, arguments, config_dir)
+        warn_if_too_large(cluster, [point.pretrain for point in planned.points])
         return _submit_sweep(planned, dry_run)
     task = parse_task(name, arguments, cluster.world_sizes, config_dir)
+    warn_if_too_large(cluster, [task])
     cluster = cluster if task.ranks else cluster.single_task()
     return _submit_one(JobRequest(cluster, cluster_overrides, [task]), dry_run)
 

@@ -55,9 +55,7 @@ def check_same_config(config: PretrainConfig, run_dir: Path) -> None:
     there = flatten_dict(to_plain_dict(read_config(path)))
     here = flatten_dict(to_plain_dict(config))
     changed = [
-        key
-        for key in here
-        if not key.startswith(RESUMABLE_KEYS) and there[key] != here[key]
+        key for key in here if not key.startswith(RESUMABLE_KEYS) and there[key] != here[key]
     ]
     if changed:
         differences = "; ".join(

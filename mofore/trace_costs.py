@@ -81,9 +81,9 @@ COLLECTIVES = _kind(
     "collectives, not hidden by computation",
     COLLECTIVE.pattern,
     "they include waiting for the slowest rank, so check that all ranks have equal CPUs and data; "
-    "engine.deepspeed.zero_optimization.overlap_comm=true, another "
-    "engine.deepspeed.zero_optimization.reduce_bucket_size, a lower engine.zero_stage, or more "
-    "micro-batches between two updates (a larger global_batch with the same micro_batch)",
+    "a lower engine.zero_stage, at stages 1 to 3 another "
+    "engine.deepspeed.zero_optimization.reduce_bucket_size, or more micro-batches between two "
+    "updates (a larger global_batch with the same micro_batch)",
 )
 HOST_COPIES = _kind(
     "copies between host and GPU, not hidden",

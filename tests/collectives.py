@@ -8,6 +8,9 @@ from mofore.parallel.collectives import (
     all_gather_objects,
     all_reduce_max,
     all_reduce_mean,
+    broadcast,
+    broadcast_object,
+    gather_objects,
     get_rank,
     get_world_size,
 )
@@ -28,4 +31,17 @@ if __name__ == "__main__":
     assert all_gather_objects({"rank": get_rank()}) == [
         {"rank": number} for number in range(get_world_size())
     ]
+    # of another size on each rank
+    value = {"rank": get_rank(), "long": "x" * 1000 * get_rank()}
+    assert broadcast_object(value) == {"rank": 0, "long": ""}
+    gathered = gather_objects(value)
+    if get_rank() == 0:
+        assert [len(each["long"]) for each in gathered] == [
+            1000 * number for number in range(get_world_size())
+        ]
+    else:
+        assert gathered == []
+    values = torch.full((3,), float(get_rank()))
+    broadcast(values[1:], get_world_size() - 1)  # in place, part of a tensor
+    assert values.tolist() == [get_rank(), *[get_world_size() - 1] * 2]
     dist.destroy_process_group()

@@ -23,6 +23,17 @@ torch.set_num_threads(1)
 warm_up()
 
 
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest) -> torch.device:
+    """The first GPU. Without one the test is skipped, and the report says what was not tested."""
+    if not torch.cuda.is_available():
+        what = request.node.name.removeprefix("test_").replace("_", " ")
+        reason = f"untested here, no GPU: {what}"
+        assert "gpu" not in os.environ.get("MOFORE_REQUIRE", ""), reason
+        pytest.skip(reason)
+    return torch.device("cuda", 0)
+
+
 @pytest.fixture(scope="session")
 def motion_videos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of 40 videos (8 motions of 5 textures, 64 x 64, 32 frames at 24 fps) with lists beside

@@ -4,24 +4,25 @@ import sys
 
 import torch
 
-from mofore import train, trainer
+from mofore import train
 from mofore.config import PretrainConfig, compose
 from mofore.errors import UserError
 from mofore.parallel.collectives import get_rank
+from mofore.step import TrainingStep
 
 if __name__ == "__main__":
     run, *overrides = sys.argv[1:]
-    update, calls = trainer.Trainer.update, []
+    make_step, calls = TrainingStep.__call__, []
 
     def flipping(self, *rest):
-        done = update(self, *rest)
+        done = make_step(self, *rest)
         calls.append(1)
         if len(calls) == 3 and get_rank() == 1:
             for parameter in self.engine.module.parameters():
                 parameter.data.view(torch.int32).view(-1)[0] ^= 1
         return done
 
-    trainer.Trainer.update = flipping
+    TrainingStep.__call__ = flipping
     try:
         train.train(
             compose(

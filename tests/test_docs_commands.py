@@ -13,6 +13,7 @@ from mofore.evaluation.config import EvaluateConfig
 from mofore.launch import cli, submit
 from mofore.launch.arguments import parse
 from mofore.launch.cluster import ClusterConfig
+from mofore.launch.profiler import compose_profile
 from tests.pages import IDS, PAGES, REPOSITORY, blocks, spans
 
 PROGRAMS = ("mofore", "python", "make", "pytest", "torchrun")
@@ -69,8 +70,7 @@ def test_commands(path: Path, project: Path, capsys: pytest.CaptureFixture) -> N
         elif argv[:2] == ["python", "launch/submit.py"]:
             check_submit(argv[2:])
         elif argv[0] == "torchrun":
-            assert argv[3:5] == ["-m", "mofore.train"], command
-            compose(PretrainConfig, argv[5:])
+            check_torchrun(argv)
         else:
             check_other(argv)
 
@@ -124,11 +124,22 @@ def check_mofore(argv: list[str]) -> None:
     config_dir = getattr(arguments, "config_dir", None)
     if argv[0] in ("pretrain", "config"):
         compose(PretrainConfig, arguments.keys, config_dir)
+    elif argv[0] == "profile":
+        compose_profile(arguments.keys, config_dir)
     elif argv[0] == "demo":
         fixed = ["experiment=demo", "data.manifest=MANIFEST"]
         compose(PretrainConfig, [*fixed, *arguments.keys])
     elif argv[0] == "evaluate":
         compose(EvaluateConfig, [f"run={arguments.run_dir}", *arguments.keys])
+
+
+def check_torchrun(argv: list[str]) -> None:
+    """The ranks of a training or of a profile."""
+    if argv[3:6] == ["-m", "mofore.launch.cli", "profile"]:
+        check_mofore(argv[5:])
+        return
+    assert argv[3:5] == ["-m", "mofore.train"], argv
+    compose(PretrainConfig, argv[5:])
 
 
 def check_submit(argv: list[str]) -> None:

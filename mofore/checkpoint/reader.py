@@ -2,6 +2,7 @@
 
     find_latest_checkpoint   the newest folder with valid digests; ranks share the files
     Checkpoint.read          any slice of any tensor, so that a rank reads only what it holds
+    Checkpoint.load          all that a rank holds; ranks share the reading of what all of them hold
 
 Weights, moments and teacher are fp32; everything else in a run is a function of the step. Nothing
 is unpickled.
@@ -11,7 +12,8 @@ import hashlib
 import json
 import math
 import os
-import re
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,38 +21,41 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from mofore.checkpoint.format import FORMAT, META_NAME, list_checkpoints, meta_digest
+from mofore.checkpoint.format import FORMAT, META_NAME, list_checkpoints
+from mofore.checkpoint.layout import Layout, read_slices, slice_key
+from mofore.checkpoint.verify import THREADS, read_meta, verify
+from mofore.checkpoint.writer import split_replicated
 from mofore.errors import UserError
-from mofore.parallel.collectives import (
-    all_gather_objects,
-    broadcast_object,
-    get_rank,
-    get_world_size,
-)
-
-SLICE_KEY = re.compile(r"(.*)\[(\d+):(\d+)\]")  # NAME[START:STOP], a slice of a flattened tensor
+from mofore.parallel.collectives import broadcast, broadcast_object, get_rank, get_world_size
+from mofore.types import Shard
 
 
 class Checkpoint:
-    """One committed checkpoint, open for reading.
+    """One committed checkpoint. A file is opened when it is first read from.
 
-    Its files stay open, so that removing it does not hurt a reader.
+    It then stays open, so that removing the checkpoint does not hurt the reader.
 
     Names: `weights/NAME` for every parameter of Pretraining (student, teacher, forecaster),
     `exp_avg/NAME` and `exp_avg_sq/NAME` for every trained one.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, meta: dict[str, Any] | None = None, layout: Layout | None = None
+    ) -> None:
+        """meta, layout: what is known of it already; by default both are read, not verified."""
         self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / META_NAME).read_text())
+        self.meta: dict[str, Any] = meta or json.loads((folder / META_NAME).read_text())
         self.shapes: dict[str, list[int]] = self.meta["shapes"]
-        self.slices: dict[str, list[tuple[int, int, Any, str]]] = {name: [] for name in self.shapes}
-        for name in self.meta["files"]:
-            file = safe_open(folder / name, "pt")
-            keys = file.keys()
-            for key in keys:
-                tensor, start, stop = _parse_key(key, self.shapes)
-                self.slices[tensor].append((start, stop, file, key))
+        self.file_names = sorted(self.meta["files"])
+        self.layout = layout or self._read_layout()
+        self.files: dict[int, Any] = {}  # the open ones, by their number in file_names
+
+    def _read_layout(self) -> Layout:
+        slices = []
+        for name in self.file_names:
+            with (self.folder / name).open("rb") as file:
+                slices.append(read_slices(file, self.shapes))
+        return Layout(self.shapes, slices)
 
     @property
     def step(self) -> int:
@@ -63,20 +68,54 @@ class Checkpoint:
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def read(self, name: str, start: int = 0, stop: int | None = None) -> Tensor:
-        """Elements start..stop of the flattened tensor: f32 [stop - start].
-
-        Nothing else is read, except that a tensor that one rank wrote whole is read whole.
-        """
+        """Elements start..stop of the flattened tensor, and nothing else: f32 [stop - start]."""
         size = math.prod(self.shapes[name])
         stop = size if stop is None else stop
         values = torch.empty(stop - start)
-        for first, last, file, key in self.slices[name]:
+        for first, last, number in self.layout.find(name, start, stop):
             low, high = max(start, first), min(stop, last)
-            if low < high:
-                whole = last - first == size
-                part = file.get_tensor(key).view(-1) if whole else file.get_slice(key)
-                values[low - start : high - start] = part[low - first : high - first]
+            file, key = self._open(number), slice_key(name, first, last, size)
+            part = file.get_tensor(key).view(-1) if key == name else file.get_slice(key)
+            values[low - start : high - start] = part[low - first : high - first]
         return values
+
+    def open_files(self, names: Iterable[str]) -> None:
+        """Open, in parallel, the files that have these tensors: they can be read from then on."""
+        found = {
+            number
+            for name in names
+            for _, _, number in self.layout.find(name, 0, math.prod(self.shapes[name]))
+        }
+        with ThreadPoolExecutor(THREADS) as pool:
+            list(pool.map(self._open, sorted(found)))
+
+    def _open(self, number: int) -> Any:
+        if number not in self.files:
+            path = self.folder / self.file_names[number]
+            try:
+                self.files[number] = safe_open(path, "pt")
+            except FileNotFoundError:
+                raise UserError(
+                    f"{path} was removed while the checkpoint was read: a newer one has replaced "
+                    "it. Run the command again."
+                ) from None
+        return self.files[number]
+
+    @torch.no_grad()
+    def load(self, shards: Iterable[Shard]) -> None:
+        """Fill the values of all that this rank holds; a collective.
+
+        What every rank holds is read once: each rank reads its part of it, as it would write it,
+        and sends it to the others.
+        """
+        parts = list(split_replicated(list(shards), get_world_size()))
+        for rank, shard in parts:
+            if rank in (None, get_rank()):
+                stop = shard.start + len(shard.values)
+                shard.values.copy_(self.read(shard.name, shard.start, stop))
+        for rank, shard in parts:
+            if rank is not None:
+                broadcast(shard.values, rank)
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in its own shape, f32."""
@@ -97,7 +136,9 @@ class Checkpoint:
     def load_weights(self, module: nn.Module) -> None:
         """Copy all weights into a module on the CPU that no engine wraps."""
         parameters = list(module.named_parameters())
-        self.check_shapes({f"weights/{name}": list(p.shape) for name, p in parameters})
+        shapes = {f"weights/{name}": list(p.shape) for name, p in parameters}
+        self.check_shapes(shapes)
+        self.open_files(shapes)
         for name, parameter in parameters:
             parameter.data.copy_(self.tensor(f"weights/{name}"))
 
@@ -105,16 +146,26 @@ class Checkpoint:
 def find_latest_checkpoint(run_dir: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest undamaged checkpoint of a run, and a sentence for each newer, damaged one.
 
-    A collective: rank 0 lists, each rank verifies its share of the bytes, all ranks agree. Raises
-    UserError if there are checkpoints but all are damaged, or if the newest undamaged one has
-    another format.
+    A collective: rank 0 lists and reads checkpoint.json, each rank verifies its share of the files,
+    all ranks agree. Raises UserError if there are checkpoints but all are damaged, or if the newest
+    undamaged one has another format.
     """
     faults: list[str] = []
-    for _, folder in reversed(broadcast_object(list_checkpoints(run_dir))):
-        found = [fault for fault in all_gather_objects(_find_fault(folder)) if fault]
-        if not found:
-            return Checkpoint(folder), faults
-        faults.append(found[0])
+    is_first = get_rank() == 0
+    for _, folder in reversed(broadcast_object(list_checkpoints(run_dir) if is_first else [])):
+        meta = broadcast_object(read_meta(folder) if is_first else "")
+        if isinstance(meta, str):
+            faults.append(meta)
+            continue
+        if meta["format"] != FORMAT:  # another version of MoFore wrote it
+            raise UserError(
+                f"{folder} has checkpoint format {meta['format']}, this MoFore reads format "
+                f"{FORMAT}: resume with the version that wrote it, or choose another run_dir."
+            )
+        layout = verify(folder, meta)
+        if isinstance(layout, Layout):
+            return Checkpoint(folder, meta, layout), faults
+        faults.append(layout)
     if faults:
         raise UserError(
             f"All checkpoints of {run_dir} are damaged: {' '.join(faults)} Restore one from a "
@@ -134,52 +185,10 @@ def teacher_weights(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """The teacher's weights by the encoder's parameter names, to evaluate and export."""
     prefix = "weights/teacher."
     names = [name for name in checkpoint.shapes if name.startswith(prefix)]
+    checkpoint.open_files(names)
     return {name.removeprefix(prefix): checkpoint.tensor(name) for name in names}
 
 
 def _unused_name(path: Path) -> Path:
     names = (path.with_name(f"{path.name}-{i}") if i else path for i in range(10**6))
     return next(name for name in names if not name.exists())
-
-
-def _find_fault(folder: Path) -> str | None:
-    """What is wrong with a checkpoint, as far as this rank's share of its files shows."""
-    path = folder / META_NAME
-    try:
-        meta = json.loads(path.read_text())
-        version, valid = meta["format"], meta["digest"] == meta_digest(meta)
-    except FileNotFoundError:
-        return f"{path} is missing."
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{path} is damaged: {type(error).__name__} {error}."
-    if version != FORMAT:  # another version of MoFore wrote it: it is not damaged
-        raise UserError(
-            f"{folder} has checkpoint format {version}, this MoFore reads format {FORMAT}: resume "
-            "with the version that wrote it, or choose another run_dir."
-        )
-    if not valid:
-        return f"{path} is damaged: its digest differs."
-    for name, facts in sorted(meta["files"].items())[get_rank() :: get_world_size()]:
-        fault = _find_file_fault(folder / name, facts)
-        if fault:
-            return fault
-    return None
-
-
-def _find_file_fault(path: Path, facts: dict[str, Any]) -> str | None:
-    if not path.is_file():
-        return f"{path} is missing."
-    if path.stat().st_size != facts["bytes"]:
-        return f"{path} is damaged: {path.stat().st_size} bytes of {facts['bytes']}."
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != facts["sha256"]:
-            return f"{path} is damaged: its digest differs."
-    return None
-
-
-def _parse_key(key: str, shapes: dict[str, list[int]]) -> tuple[str, int, int]:
-    """A safetensors key -> (tensor name, first element, last element + 1)."""
-    match = SLICE_KEY.fullmatch(key)
-    if match:
-        return match[1], int(match[2]), int(match[3])
-    return key, 0, math.prod(shapes[key])

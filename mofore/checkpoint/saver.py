@@ -17,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from mofore.checkpoint.buffer import HostBuffer
 from mofore.checkpoint.format import CheckpointConfig, checkpoints_dir, list_checkpoints
 from mofore.checkpoint.upload import Upload
 from mofore.checkpoint.writer import commit, owned_shards, prune, write_shards
 from mofore.errors import UserError
-from mofore.parallel.collectives import all_gather_objects, broadcast_object, get_rank, unique_token
+from mofore.parallel.collectives import broadcast_object, gather_objects, get_rank, unique_token
 from mofore.types import Shard
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,7 @@ class Saver:
         self.folder = checkpoints_dir(run_dir)
         self.token = unique_token()  # no file of an earlier start has this name
         self.upload = Upload(config.upload) if config.upload and get_rank() == 0 else None
-        self.buffer = torch.empty(0)
+        self.buffer: HostBuffer | None = None
         self.write_thread: threading.Thread | None = None
         self.prune_thread: threading.Thread | None = None
         self.failures = 0  # failed saves since the last success
@@ -64,18 +66,15 @@ class Saver:
     def save(self, step: int, state: Iterator[Shard], meta: dict[str, Any]) -> None:
         """Copy the state now and write it during the next steps. Commits a pending save first."""
         self.wait()
-        shards, at = list(owned_shards(state)), 0
-        total = sum(len(shard.values) for shard in shards)
-        if len(self.buffer) != total:
-            on_gpu = any(shard.values.is_cuda for shard in shards)
-            self.buffer = torch.empty(total, pin_memory=on_gpu)
-        for shard in shards:
-            self.buffer[at : at + len(shard.values)].copy_(shard.values, non_blocking=True)
-            at += len(shard.values)
-        if self.buffer.is_pinned():
-            torch.cuda.synchronize()
+        shards = list(owned_shards(state))
+        size = sum(len(shard.values) for shard in shards)
+        if self.buffer is None or len(self.buffer.values) != size:
+            self.buffer = None  # freed before the next one is allocated
+            self.buffer = HostBuffer(size, pin=any(shard.values.is_cuda for shard in shards))
+        self.buffer.copy(shards)
         self.step, self.meta = step, {"step": step, "shapes": self.shapes, **meta}
-        self.write_thread = threading.Thread(target=self._write, args=(shards,), daemon=True)
+        work = shards, self.buffer.values
+        self.write_thread = threading.Thread(target=self._write, args=work, daemon=True)
         self.write_thread.start()
 
     @property
@@ -102,7 +101,7 @@ class Saver:
         assert self.write_thread is not None
         self.write_thread.join()
         self.write_thread = None
-        answers = all_gather_objects((self.files, self.fault))
+        answers = gather_objects((self.files, self.fault))  # on rank 0
         faults = [fault for _, fault in answers if fault]
         if not faults and get_rank() == 0:
             files = {name: facts for part, _ in answers for name, facts in part.items()}
@@ -164,12 +163,12 @@ class Saver:
         except OSError as error:
             logger.warning("An old checkpoint could not be removed: %s.", error)
 
-    def _write(self, shards: list[Shard]) -> None:
+    def _write(self, shards: list[Shard], values: Tensor) -> None:
         self.files, self.fault = {}, None
         try:
             self.temporary_folder.mkdir(parents=True, exist_ok=True)
             path = self.temporary_folder / f"rank-{get_rank():05d}.safetensors"
-            self.files = {path.name: write_shards(path, shards, self.buffer, self.shapes)}
+            self.files = {path.name: write_shards(path, shards, values, self.shapes)}
         except Exception as error:  # whatever it is, the ranks learn of it in `commit`
             self.fault = f"rank {get_rank()}: {type(error).__name__}: {error}"
 

@@ -26,6 +26,7 @@ from mofore.checkpoint.format import (
     list_checkpoints,
     meta_digest,
 )
+from mofore.checkpoint.layout import slice_key
 from mofore.parallel.collectives import get_rank, get_world_size
 from mofore.types import Shard
 
@@ -34,18 +35,47 @@ BLOCK_BYTES = 2**24  # written and digested at once
 
 def owned_shards(shards: Iterable[Shard]) -> Iterator[Shard]:
     """What this rank writes: slices that it alone holds, and its part of replicated ones."""
-    shards, at = list(shards), 0
+    for rank, shard in split_replicated(list(shards), get_world_size()):
+        if rank in (None, get_rank()):
+            yield shard
+
+
+def split_replicated(shards: Sequence[Shard], ranks: int) -> Iterator[tuple[int | None, Shard]]:
+    """Cut what every rank holds into equal parts, one per rank: (rank, slice), in order.
+
+    Slices that this rank alone holds come as they are, with None.
+    """
     total = sum(len(shard.values) for shard in shards if shard.replicated)
-    low = total * get_rank() // get_world_size()
-    high = total * (get_rank() + 1) // get_world_size()
-    for name, start, values, replicated in shards:
-        if not replicated:
-            yield Shard(name, start, values, False)
+    rank, done = 0, 0
+    for shard in shards:
+        if not shard.replicated:
+            yield None, shard
             continue
-        first, last = max(low - at, 0), min(high - at, len(values))
-        if first < last:
-            yield Shard(name, start + first, values[first:last], True)
-        at += len(values)
+        first, size = 0, len(shard.values)
+        while first < size:
+            while total * (rank + 1) // ranks <= done:
+                rank += 1
+            last = min(size, first + total * (rank + 1) // ranks - done)
+            yield rank, Shard(shard.name, shard.start + first, shard.values[first:last], True)
+            done, first = done + last - first, last
+
+
+def file_header(shards: Sequence[Shard], shapes: dict[str, list[int]]) -> bytes:
+    """What a safetensors file begins with: the length of a JSON object, and the object.
+
+    It names the shards, whose values follow it one after the other. A whole tensor has its own name
+    and shape, a slice is named NAME[START:STOP].
+    """
+    header: dict[str, Any] = {}
+    at = 0
+    for name, start, values, _ in shards:
+        key = slice_key(name, start, start + len(values), math.prod(shapes[name]))
+        shape, size = shapes[name] if key == name else [len(values)], 4 * len(values)
+        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
 def write_shards(
@@ -54,22 +84,11 @@ def write_shards(
     """Write one safetensors file, synced to the disk; return its size and digest.
 
     `buffer` (f32) holds the values of the shards one after the other, so it is the body of the file
-    as it is; the library's own writer would copy it twice. A whole tensor has its own name and
-    shape, a slice is named NAME[START:STOP].
+    as it is; the library's own writer would copy it twice.
     """
-    header: dict[str, Any] = {}
-    at = 0
-    for name, start, values, _ in shards:
-        stop, size = start + len(values), 4 * len(values)
-        whole = len(values) == math.prod(shapes[name])
-        key, shape = (name, shapes[name]) if whole else (f"{name}[{start}:{stop}]", [len(values)])
-        header[key] = {"dtype": "F32", "shape": shape, "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    body = buffer.view(torch.uint8).numpy().data
-    blocks: list[bytes | memoryview] = [len(text).to_bytes(8, "little"), text]
-    blocks += [body[i : i + BLOCK_BYTES] for i in range(0, at, BLOCK_BYTES)]
+    header, body = file_header(shards, shapes), buffer.view(torch.uint8).numpy().data
+    blocks: list[bytes | memoryview] = [header]
+    blocks += [body[i : i + BLOCK_BYTES] for i in range(0, len(body), BLOCK_BYTES)]
     digest = hashlib.sha256()
     with path.open("xb", buffering=0) as file:
         for block in blocks:
@@ -78,7 +97,7 @@ def write_shards(
             while done < len(block):
                 done += file.write(block[done:])
         os.fsync(file.fileno())
-    return {"bytes": 8 + len(text) + at, "sha256": digest.hexdigest()}
+    return {"bytes": len(header) + len(body), "sha256": digest.hexdigest()}
 
 
 def commit(temporary: Path, final: Path, meta: dict[str, Any]) -> None:

@@ -89,8 +89,10 @@ class Gradients:
         self.engine, self.clip_grad = engine, clip_grad
         self.stage = engine.zero_optimization_stage()
         self.average = None
+        if self.stage == 0:
+            # DeepSpeed's comes after the whole backward, and copies all gradients on one rank too.
+            engine.enable_backward_allreduce = False
         if self.stage == 0 and get_world_size() > 1:
-            engine.enable_backward_allreduce = False  # DeepSpeed's, after the whole backward
             trained = [p for p in engine.module.parameters() if p.requires_grad]
             self.average = OverlappedAverage(trained, engine.is_gradient_accumulation_boundary)
 

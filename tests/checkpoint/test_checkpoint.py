@@ -130,11 +130,15 @@ def test_a_copy_under_another_name_is_left_alone(tmp_path):
 
 
 def test_a_reader_keeps_what_is_removed_under_it(tmp_path):
-    saved = Checkpoint(save(tmp_path, 1))
+    """As far as it has opened the files; what it has not is named."""
+    opened, other = Checkpoint(save(tmp_path, 1)), Checkpoint(tmp_path / "checkpoints" / "step-1")
+    opened.open_files(["weights/student.a"])
     save(tmp_path, 2)
     prune(tmp_path, CheckpointConfig(keep_last=1))
     assert folders(tmp_path) == ["step-2"]
-    assert torch.equal(saved.read("weights/student.a"), 1 + torch.arange(6.0))
+    assert torch.equal(opened.read("weights/student.a"), 1 + torch.arange(6.0))
+    with pytest.raises(UserError, match=r"step-1/rank-00000.safetensors was removed while the"):
+        other.read("weights/student.a")
 
 
 def flip(path: Path) -> None:

@@ -193,7 +193,7 @@ def test_a_run_that_cannot_write_its_last_checkpoint_reports_it(tmp_path, manife
         "import resource, signal, sys; from mofore.checkpoint import saver; write = "
         "saver.write_shards\n"
         "def at_most(path, *rest):\n"
-        "    if 'step-4' in str(path): resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))\n"
+        "    if 'step-4' in str(path): resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, -1))\n"
         "    return write(path, *rest)\n"
         "saver.write_shards = at_most; from mofore.train import main; sys.exit(main(sys.argv[1:]))"
     )

@@ -21,6 +21,8 @@ COMMANDS = [
     "export",
     "compare",
     "config",
+    "plan",
+    "profile",
     "submit",
     "jobs",
     "logs",
@@ -31,6 +33,8 @@ COMMANDS = [
 KEYS = {
     "pretrain": "data.token_keep_ratio",
     "config": "data.token_keep_ratio",
+    "plan": "data.token_keep_ratio",
+    "profile": "data.token_keep_ratio",
     "evaluate": "knn_temperature",
     "submit": "cluster.network_interface",
 }
