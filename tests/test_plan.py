@@ -197,7 +197,8 @@ def test_the_suggested_micro_batch_is_the_largest_that_fits() -> None:
 
 
 def test_a_stage_is_suggested_if_the_state_is_too_large() -> None:
-    config = tiny("backbone.embed_dim=768", "backbone.num_heads=12", "micro_batch=1")
+    bucket = "engine.deepspeed.zero_optimization.reduce_bucket_size=1e6"
+    config = tiny("backbone.embed_dim=768", "backbone.num_heads=12", "micro_batch=1", bucket)
     parameters, precision = count_parameters(config), Precision.fp32
     limit = rank_state(config, 4, parameters).total
     first, *_ = find_remedies(config, 4, precision, limit)
