@@ -3,7 +3,7 @@
 No rank but this process exists, except in the part `slices`. Each part prints its table:
 
     order        the samples of all ranks are those of one
-    permutation  what each rank computes at each step to know its samples
+    permutation  what each rank computes once an epoch, to know its samples
     slices       what a rank holds: the arithmetic of the parts below against DeepSpeed's engines
     resume       a small checkpoint, written and resumed rank by rank with real files
     layout       files of a large model's checkpoint, from the shapes alone, and what a resume opens
@@ -45,6 +45,7 @@ SMALL = ("experiment=demo",)
 STAGES = (1, 3)
 REAL_RANKS = (1, 2, 4)
 SAMPLED_RANKS = 64  # of a resume that is only counted
+ORDERS_HELD, BYTES_OF_A_ROW = 2, 8  # epochs whose order a rank keeps; i64
 Row = dict[str, Any]
 
 
@@ -58,7 +59,8 @@ def permutation_cost(options: argparse.Namespace) -> list[Row]:
     rows = []
     for videos in (options.rows // 10, options.rows, 10 * options.rows):
         seconds = time_permutation(videos)
-        rows.append({"videos": videos, "s a step": round(seconds, 4), "GB": 8 * videos / 1e9})
+        held = ORDERS_HELD * BYTES_OF_A_ROW * videos / 1e9
+        rows.append({"videos": videos, "s an epoch": round(seconds, 4), "GB held": held})
     return rows
 
 

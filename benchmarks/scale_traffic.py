@@ -54,7 +54,7 @@ def check_sample_order(ranks: int, videos: int, global_batch: int, steps: int) -
 
 
 def time_permutation(videos: int) -> float:
-    """Seconds that one rank takes for the samples of one step."""
+    """Seconds that one rank takes for the order of an epoch."""
     start = time.perf_counter()
     global_batch_indices(0, videos, min(4096, videos), 0)
     return time.perf_counter() - start

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 DEFAULT_GPU = "h100"
+RATES = ("bf16_tflops", "tf32_tflops", "fp32_tflops")
 DETAILS = """
 The command needs neither data nor a GPU. It exits with 2 if the run does not fit, and prints what
 would. Each number is marked as exact (arithmetic on shapes), modelled (read off a step of the model
@@ -75,7 +76,7 @@ def _add_hardware(parser: CommandParser) -> None:
         "--gpu-tflops",
         type=positive,
         metavar="T",
-        help="TFLOP/s of its dense bf16 products, if not the type's",
+        help="TFLOP/s of its dense products in the run's precision, if not the type's",
     )
     parser.add_argument(
         "--mfu",
@@ -104,6 +105,8 @@ def run_plan(arguments: argparse.Namespace) -> int:
 
     if arguments.ranks < 1:
         raise UserError(f"--ranks {arguments.ranks}: give 1 or more.")
+    if arguments.mfu > 1:
+        raise UserError(f"--mfu {arguments.mfu:g} is a share of the peak rate: give at most 1.")
     gpu = choose_gpu(arguments)
     if arguments.sweep:
         Console().print(sweep_table(compose_sizes(arguments), arguments, gpu))
@@ -121,10 +124,7 @@ def compose_plan(keys: list[str], config_dir: Path | None) -> "PretrainConfig":
     """The configuration of `mofore pretrain KEY=VALUE ...`; the manifest may be left out."""
     from mofore.config import PretrainConfig, compose
 
-    without = (
-        [] if any(key.startswith("data.manifest=") for key in keys) else ["data.manifest=none"]
-    )
-    return compose(PretrainConfig, [*without, *keys], config_dir)
+    return compose(PretrainConfig, ["data.manifest=none", *keys], config_dir)
 
 
 def compose_sizes(arguments: argparse.Namespace) -> "dict[str, PretrainConfig]":
@@ -144,18 +144,21 @@ def choose_gpu(arguments: argparse.Namespace) -> "GPU":
     """The GPU that the options describe. Raises UserError for a type that is not known."""
     from mofore.gpus import GPU, GPUS, find_gpu
 
-    given, memory, rate = arguments.gpu, arguments.gpu_memory, arguments.gpu_tflops
-    name = given or _own_gpu() or DEFAULT_GPU
+    memory, rate = arguments.gpu_memory, arguments.gpu_tflops
+    name = arguments.gpu or _own_gpu() or DEFAULT_GPU
     gpu = find_gpu(name)
-    if gpu is None and not (memory and rate):
-        raise UserError(
-            f"--gpu {name} is not known: give --gpu-memory and --gpu-tflops, or one of "
-            f"{', '.join(each.name for each in GPUS)}."
-        )
     if gpu is None:
-        return GPU(name, memory, rate, rate / 2, rate / 16)
-    memory, rate = memory or gpu.memory_gib, rate or gpu.bf16_tflops
-    return gpu._replace(memory_gib=memory, bf16_tflops=rate)
+        if not (memory and rate):
+            raise UserError(
+                f"--gpu {name} is not known: give --gpu-memory and --gpu-tflops, or one of "
+                f"{', '.join(each.name for each in GPUS)}."
+            )
+        return GPU(name, memory, rate, rate, rate)
+    gpu = gpu._replace(memory_gib=memory or gpu.memory_gib)
+    if rate:  # but for units that the GPU does not have
+        has = {name for name, known in gpu._asdict().items() if known is not None}
+        gpu = gpu._replace(**{name: rate for name in RATES if name in has})
+    return gpu
 
 
 def _own_gpu() -> str | None:

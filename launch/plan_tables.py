@@ -102,7 +102,7 @@ def memory_rows(plan: Plan) -> Iterator[Row]:
     checkpointing = f"every {every}. block checkpointed" if every else "no checkpointing"
     yield Row("weights", gib(state.weights), EXACT, "fp32, each rank")
     yield Row("teacher", gib(state.teacher), EXACT)
-    yield Row("Adam's moments", gib(state.moments), EXACT)
+    yield Row("Adam's moments", gib(state.moments), EXACT, "" if state.moments else "on the host")
     if state.master:
         yield Row("second copy of weights", gib(state.master), EXACT, "DeepSpeed's")
     yield Row("gradients", gib(exchange.gradients), EXACT)
@@ -113,12 +113,7 @@ def memory_rows(plan: Plan) -> Iterator[Row]:
     note = f"{accumulation} x {videos} videos, {checkpointing}"
     yield Row("activations for backward", gib(memory.activations), MODELLED, note)
     if not every:
-        yield Row(
-            "  if checkpointed",
-            gib(plan.checkpointed),
-            MODELLED,
-            "backbone.grad_checkpoint_every=1",
-        )
+        yield Row("  with checkpointing", gib(plan.checkpointed), MODELLED, "of every block")
     note = f"{USABLE:.0%} of the GPU is {gib(memory_limit(plan.gpu))}"
     yield Row("peak of a step", gib(memory.peak), MODELLED, note)
 

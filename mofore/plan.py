@@ -20,7 +20,6 @@ GIB = 2**30
 # Share of a GPU's memory that tensors may take. The rest is for CUDA, NCCL and gaps between
 # tensors.
 USABLE = 0.92
-MFU = 0.4
 TOKEN_RATIOS = (0.5, 0.25, 0.1)  # of data.token_keep_ratio, that are tried
 CHECKPOINTING: dict[str, Any] = {"backbone.grad_checkpoint_every": 1}
 
@@ -66,7 +65,7 @@ def memory_limit(gpu: GPU) -> float:
     return USABLE * GIB * gpu.memory_gib
 
 
-def make_plan(config: PretrainConfig, ranks: int, gpu: GPU, mfu: float = MFU) -> Plan:
+def make_plan(config: PretrainConfig, ranks: int, gpu: GPU, mfu: float) -> Plan:
     """The plan of a run. Raises UserError if the batch does not divide, or the GPU has no bf16."""
     precision = plan_precision(config, gpu)
     parameters = count_parameters(config)
