@@ -13,6 +13,7 @@ from mofore.evaluation.config import EvaluateConfig
 from mofore.launch import cli, submit
 from mofore.launch.arguments import parse
 from mofore.launch.cluster import ClusterConfig
+from mofore.launch.plan import compose_plan
 from mofore.launch.profiler import compose_profile
 from tests.pages import IDS, PAGES, REPOSITORY, blocks, spans
 
@@ -124,6 +125,8 @@ def check_mofore(argv: list[str]) -> None:
     config_dir = getattr(arguments, "config_dir", None)
     if argv[0] in ("pretrain", "config"):
         compose(PretrainConfig, arguments.keys, config_dir)
+    elif argv[0] == "plan":
+        compose_plan(arguments.keys, config_dir)
     elif argv[0] == "profile":
         compose_profile(arguments.keys, config_dir)
     elif argv[0] == "demo":
