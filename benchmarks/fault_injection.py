@@ -11,13 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import mofore.trainer
+import mofore.step
 from mofore.checkpoint import saver, writer
 
 # Where a rank can be killed: the function that is replaced by one that dies at its n-th call.
 # Operations of the standard library are replaced for the checkpoint writer alone.
 KILL_POINTS: dict[str, tuple[Any, str]] = {
-    "step": (mofore.trainer, "backward_and_step"),
+    "step": (mofore.step, "backward_and_step"),
     "snapshot": (saver, "owned_shards"),
     "write": (writer, "hashlib.sha256"),
     "sync": (writer, "os.fsync"),

@@ -3,7 +3,9 @@
 import contextlib
 import os
 import signal
+import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,17 +29,18 @@ class RankProcess:
         self.pid = os.fork()
         if self.pid:
             return
-        os.setsid()
-        with log.open("a") as file:
-            os.dup2(file.fileno(), 1)
-            os.dup2(file.fileno(), 2)
-        os.environ |= env
-        inject()
         code = 1
-        try:
+        try:  # nothing may leave this process alive: it would go on as the campaign
+            os.setsid()
+            with log.open("a") as file:
+                os.dup2(file.fileno(), 1)
+                os.dup2(file.fileno(), 2)
+            os.environ |= env
+            inject()
             code = mofore.train.main(overrides)
-        except BaseException as error:
-            print(f"{type(error).__name__}: {error}", flush=True)
+        except BaseException:
+            traceback.print_exc()
+            sys.stderr.flush()
         os._exit(code)
 
     @property

@@ -142,7 +142,7 @@ def print_activations(options: argparse.Namespace) -> float:
         for checkpointing in ((), (CHECKPOINTING,)):
             fixed = [*SIZE, f"global_batch={VIDEOS}", f"engine.precision={precision.name}"]
             config = compose(PretrainConfig, [*fixed, *checkpointing, *options.overrides])
-            planned = step_memory(config, VIDEOS, precision, GradientUse()).saved
+            planned = step_memory(config, VIDEOS, precision, GradientUse(), on_gpu=False).saved
             measured = measure_activations(config, VIDEOS)
             worst = max(worst, abs(planned / measured - 1))
             print(

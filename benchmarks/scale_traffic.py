@@ -24,7 +24,8 @@ from mofore.parallel.liveness import Heartbeat
 
 VIDEOS_OF_A_SHARD = 1000  # videos of a larger file, in the generated manifest
 CONNECTIONS_OF_A_RANK = 2  # to the store: torch's process group, the heartbeat
-CLIENTS = """
+CLIENTS = 16  # that connect for real; each looks up the host's name, which can be slow
+CONNECT = """
 import sys, torch.distributed as dist
 port, count = map(int, sys.argv[1:])
 stores = [dist.TCPStore("127.0.0.1", port, is_master=False) for _ in range(count)]
@@ -142,7 +143,7 @@ class StoreCost(NamedTuple):
     requests_of_others: int  # of each, in a period
     report_bytes: float
     seconds_of_rank_0: float  # that its requests take, store and rank in one process
-    open_files: int  # of the process that holds the store, for its connections
+    open_files: int  # of the process that holds the store, for the connections of all ranks
 
 
 def measure_heartbeats(ranks: int) -> StoreCost:
@@ -161,7 +162,8 @@ def measure_heartbeats(ranks: int) -> StoreCost:
         assert heartbeat.verdict is None, heartbeat.verdict
         costs[rank] = store.requests, store.bytes, time.perf_counter() - start
     requests, size, seconds = costs[0]
-    return StoreCost(requests, costs[1][0], size / requests, seconds, _connect(server, ranks))
+    files = round(CONNECTIONS_OF_A_RANK * ranks * _files_of_a_client(server))
+    return StoreCost(requests, costs[1][0], size / requests, seconds, files)
 
 
 def _heartbeat(store: CountedStore) -> Any:
@@ -172,16 +174,16 @@ def _heartbeat(store: CountedStore) -> Any:
     return heartbeat
 
 
-def _connect(server: dist.TCPStore, ranks: int) -> int:
-    """Files that this process opens for the connections of all ranks, made by another process."""
+def _files_of_a_client(server: dist.TCPStore) -> float:
+    """Files that the store's process opens for one client; the clients are another process."""
     before = len(os.listdir("/proc/self/fd"))
-    command = [sys.executable, "-c", CLIENTS, str(server.port), str(CONNECTIONS_OF_A_RANK * ranks)]
+    command = [sys.executable, "-c", CONNECT, str(server.port), str(CLIENTS)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as clients:
         assert clients.stdout
         assert clients.stdout.readline() == b"connected\n"
-        opened = len(os.listdir("/proc/self/fd")) - before
+        opened = len(os.listdir("/proc/self/fd")) - before - len(("stdin", "stdout"))
         clients.communicate(b"")
-    return opened - 2  # the two pipes
+    return opened / CLIENTS
 
 
 class StepTraffic(NamedTuple):

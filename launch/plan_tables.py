@@ -16,7 +16,7 @@ from mofore.plan_sizes import SMALLEST, plan_size
 EXACT, MODELLED, ASSUMED = "exact", "modelled", "assumed"
 LEGEND = (
     "exact: arithmetic on shapes. modelled: a step of the model on tensors without data, with "
-    "flash attention, blocks not compiled. assumed: an option of this command, or follows from one."
+    "flash attention. assumed: an option of this command, or follows from one."
 )
 SWEEP_LEGEND = (
     "TFLOP: of a video and step. ZeRO: GiB of a rank for weights, teacher, moments and gradients "

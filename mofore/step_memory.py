@@ -4,9 +4,9 @@ The model is built of fake tensors (torch's FakeTensorMode): they have shapes, d
 but no values. A forward and backward pass of them allocates and frees what a real one does, so the
 count of their storages is its memory, whatever the model does.
 
-The tensors pretend to be on a CPU, under its autocast. The CPU's attention kernel keeps for
-backward what flash attention on a GPU keeps: queries, keys, values, output, and the logarithms of
-the sums of the softmax. Compiled blocks keep the same tensors or fewer.
+The tensors pretend to be on a CPU, under its autocast, but take the GPU's way through the norms.
+The CPU's attention kernel keeps for backward what flash attention on a GPU keeps: queries, keys,
+values, output, and the logarithms of the sums of the softmax. Compiled blocks keep as much.
 """
 
 import weakref
@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from mofore.config import PretrainConfig
 from mofore.data.dataset import kept_tokens
+from mofore.models.layers import SameDtypeLayerNorm
 from mofore.models.objective import Pretraining, build_meta_pretraining
 from mofore.precision import Precision, autocast
 from mofore.types import Batch, Keys
@@ -54,12 +55,22 @@ class StepMemory(NamedTuple):
 
 
 def step_memory(
-    config: PretrainConfig, videos: int, precision: Precision, use: GradientUse
+    config: PretrainConfig,
+    videos: int,
+    precision: Precision,
+    use: GradientUse,
+    on_gpu: bool = True,
 ) -> StepMemory:
-    """The memory of a micro-batch of `videos` of one rank. precision: a resolved one."""
+    """The memory of a micro-batch of `videos` of one rank. precision: a resolved one.
+
+    on_gpu: whether the norms run as on a GPU, which under bf16 keeps fewer fp32 tensors.
+    """
     model = build_meta_pretraining(config.model())
     with FakeTensorMode():
         make_fake(model)
+        for layer in model.modules() if on_gpu else ():
+            if isinstance(layer, SameDtypeLayerNorm):
+                layer.forward = layer.forward_cuda  # type: ignore[method-assign]
         batch, keys = _fake_inputs(config, model, videos)
         weights = list(model.parameters())
         trained = [weight for weight in weights if weight.requires_grad]

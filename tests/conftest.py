@@ -23,6 +23,33 @@ torch.set_num_threads(1)
 warm_up()
 
 
+def arithmetic_settings() -> dict[str, object]:
+    """What changes the last bits of later results in this process."""
+    return {
+        "threads": torch.get_num_threads(),
+        "deterministic algorithms": torch.are_deterministic_algorithms_enabled(),
+        "default dtype": torch.get_default_dtype(),
+        "F.linear, which DeepSpeed replaces at ZeRO-3": torch.nn.functional.linear,
+    }
+
+
+@pytest.fixture(autouse=True)
+def same_arithmetic() -> Iterator[None]:
+    """No test may change how later ones compute."""
+    before, precision = arithmetic_settings(), torch.get_float32_matmul_precision()
+    yield
+    torch.set_float32_matmul_precision(precision)  # each run sets it
+    assert arithmetic_settings() == before
+
+
+@pytest.fixture
+def zero3(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For a test that builds an engine of ZeRO-3 here: DeepSpeed then replaces torch's linear for
+    the whole process, and later runs would round differently.
+    """
+    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
+
+
 @pytest.fixture
 def cuda(request: pytest.FixtureRequest) -> torch.device:
     """The first GPU. Without one the test is skipped, and the report says what was not tested."""

@@ -3,10 +3,18 @@
 import os
 import subprocess
 import sys
+from operator import attrgetter
 
 import pytest
 
+from benchmarks.fault_injection import KILL_POINTS
 from tests.ranks import REPOSITORY
+
+
+@pytest.mark.parametrize("point", KILL_POINTS)
+def test_the_function_of_a_kill_point_exists(point: str) -> None:
+    module, name = KILL_POINTS[point]
+    assert callable(attrgetter(name)(module))
 
 
 @pytest.mark.ranks

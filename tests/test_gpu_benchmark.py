@@ -33,16 +33,15 @@ def options(
     return parse_arguments(["--device", request.param, "--tiny", "--out", str(tmp_path)])
 
 
-# The first two compare this process with new ones, and other tests have used ZeRO stage 3 in it:
-# DeepSpeed then replaces torch's linear, which rounds differently under autocast. For the third,
-# cuBLAS must not have started.
+# The first two compare this process with new ones, and parts that use ZeRO-3 replace torch's linear
+# in it, which rounds differently under autocast. For the third, cuBLAS must not have started.
 NEED_A_NEW_PROCESS = ("resume", "deterministic", "deterministic_cost")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in PARTS if name not in NEED_A_NEW_PROCESS])
 def test_a_part_prints_and_records_its_table(
-    name: str, options: argparse.Namespace, capsys: pytest.CaptureFixture
+    name: str, options: argparse.Namespace, capsys: pytest.CaptureFixture, zero3: None
 ) -> None:
     module, function = PARTS[name].function.split(".")
     report = Report(options.out, name)

@@ -62,8 +62,24 @@ RECIPES = {
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_activations_are_those_that_autograd_saves(recipe: str, precision: Precision) -> None:
     config = tiny(*RECIPES[recipe], f"engine.precision={precision.name}")
-    planned = step_memory(config, 4, precision, GradientUse()).saved
+    planned = step_memory(config, 4, precision, GradientUse(), on_gpu=False).saved
     assert planned == pytest.approx(measure_activations(config, 4), rel=0.05)
+
+
+def test_activations_of_a_block_on_a_gpu() -> None:
+    """Under bf16, per token and width: 16 numbers that the products and norms need, and attention's
+    own. Those of the fp32 weights are copies in bf16.
+    """
+    dim, heads, videos = 48, 3, 4
+    saved = [
+        step_memory(tiny(f"backbone.depth={depth}"), videos, BF16, GradientUse()).saved
+        for depth in (2, 3)
+    ]
+    tokens = 2 * videos * (tiny().tokens // 2) + 2 * videos  # half are visible; class tokens
+    norms, sums = 2 * 2 * 4, 4 * heads  # fp32 mean and deviation of two norms; of the softmax
+    weights = 12 * dim**2 + 4 * dim  # of four Linear layers, and of two norms
+    expected = tokens * (2 * 16 * dim + norms + sums) + 2 * weights
+    assert saved[1] - saved[0] == pytest.approx(expected, rel=0.01)
 
 
 def test_checkpoint_size(run_small, tmp_path: Path) -> None:

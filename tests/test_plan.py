@@ -23,7 +23,7 @@ CLIPS = (
     "forecaster.depth=1",
     "global_batch=64",
 )
-SMALL_GPU = GPU("small", 2.5, 100.0, 50.0, 10.0)
+SMALL_GPU = GPU("small", 2.2, 100.0, 50.0, 10.0)
 
 
 def tiny(*overrides: str) -> PretrainConfig:

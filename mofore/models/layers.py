@@ -21,9 +21,12 @@ class SameDtypeLayerNorm(nn.LayerNorm):
         """[..., D] in any floating-point dtype -> the same."""
         if not x.is_cuda:  # the CPU's bf16 kernel sums the gradients of the parameters in bf16
             return super().forward(x.float()).to(x.dtype)
-        # CUDA's sums them in fp32, but needs input and parameters in one dtype.
+        return self.forward_cuda(x)
+
+    def forward_cuda(self, x: Tensor) -> Tensor:
+        """CUDA's kernel sums them in fp32, but needs input and parameters in one dtype."""
         weight, bias = (p if p is None else p.to(x.dtype) for p in (self.weight, self.bias))
-        with torch.autocast("cuda", enabled=False):
+        with torch.autocast(x.device.type, enabled=False):
             return F.layer_norm(x, self.normalized_shape, weight, bias, self.eps)
 
 

@@ -13,10 +13,8 @@ from mofore.precision import Precision
 
 
 @pytest.fixture(params=[1, 2, 3])
-def engine(request, environment, monkeypatch) -> Engine:
+def engine(request, environment, zero3) -> Engine:
     """An engine of one rank after one update, at stages 1, 2 and 3."""
-    # Stage 3 replaces it for the whole process, and later runs would round differently.
-    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
     start_ranks(EngineConfig(timeout=60))
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4, bias=False))
     groups = [{"params": list(layer.parameters())} for layer in model]
@@ -78,9 +76,8 @@ def test_the_accelerator_is_chosen_without_a_message():
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_gradients_are_reduced_in_fp32_under_bf16(environment, monkeypatch, stage):
+def test_gradients_are_reduced_in_fp32_under_bf16(environment, zero3, stage):
     """DeepSpeed's own default reduces those of Linear layers in bf16."""
-    monkeypatch.setattr(torch.nn.functional, "linear", torch.nn.functional.linear)
     config = EngineConfig(zero_stage=stage, precision=Precision.bf16)
     start_ranks(config)
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
