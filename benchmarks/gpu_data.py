@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ def loader(options: argparse.Namespace, report: Report) -> None:
     """Batches that arrive on the device: decoded, cut, copied, jittered; nothing else runs."""
     device = torch.device(options.device)
     shape = step_shape(options)._replace(batch=BATCH)
-    report.environment(describe_machine(device) | {"CPUs": len(os.sched_getaffinity(0))})
+    report.environment(describe_machine(device) | {"CPUs": joblib.cpu_count()})
     needed, frames = default_rate(options.out), FRAMES if not options.tiny else TINY_FRAMES
     report.note(
         f"videos of {WIDTH} x {HEIGHT}, {FPS} frames per second, {frames / FPS:g} s, H.264; the "

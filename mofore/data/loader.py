@@ -14,6 +14,7 @@ import os
 from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -103,12 +104,12 @@ def resolve_workers(workers: int | str, device_type: str) -> int:
 
 
 def available_cpus() -> int:
-    """CPUs that this rank may use, at least 1.
+    """CPUs that this rank may use, at least 1. A container's CPU quota counts.
 
     The ranks that torchrun starts on a machine share its CPUs. A SLURM task has its own, but may
     see those of the whole machine.
     """
-    cpus = len(os.sched_getaffinity(0))
+    cpus = joblib.cpu_count()
     of_task = os.environ.get("SLURM_CPUS_PER_TASK")
     if of_task:
         cpus = min(cpus, int(of_task))

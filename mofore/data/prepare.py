@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
+import joblib
 from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
@@ -64,7 +65,7 @@ def prepare(
     if no video decodes.
     """
     root, out = os.fspath(root), os.path.abspath(os.fspath(out))
-    workers = len(os.sched_getaffinity(0)) if workers is None else workers
+    workers = joblib.cpu_count() if workers is None else workers
     if workers < 1 or timeout <= 0:
         raise UserError(
             f"workers={workers} must be at least 1, and timeout={timeout:g} seconds above 0."
