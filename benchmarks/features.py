@@ -31,6 +31,7 @@ from mofore.config import PretrainConfig, compose
 from mofore.data.loader import resolve_workers
 from mofore.data.manifest import Row, read_annotations, read_manifest, write_manifest
 from mofore.data.synthetic import MOTIONS, motion_video, single_thread, write_h264
+from mofore.data.verify import Verified, verify_video
 from mofore.evaluation.config import EvaluateConfig
 from mofore.evaluation.encoders import embed_all, frame_differences, pixels
 from mofore.evaluation.extraction import extract_features, untrained_model
@@ -134,7 +135,8 @@ def write_videos(folder: Path, videos: int, config: PretrainConfig) -> list[Row]
     """
     data = config.data
     frames, size = round(2.5 * FPS * data.frames / data.fps), data.size
-    rows = []
+    rows: list[Row] = []
+    verified: dict[str, Verified] = {}
     for video in range(videos):
         number, motion = video // len(MOTIONS), MOTIONS[video % len(MOTIONS)]
         path = folder / f"{motion}-{number}.mp4"
@@ -142,8 +144,8 @@ def write_videos(folder: Path, videos: int, config: PretrainConfig) -> list[Row]
             os.link(folder / f"{motion}-0.mp4", path)
         else:
             write_h264(path, motion_video(motion, 0, frames=frames, size=size, fps=FPS), FPS)
-        of_file = (frames, FPS, size, size, frames / FPS, path.name)
-        rows.append(Row(str(path), None, None, *of_file, motion, f"group {number}"))
+            verified[motion] = verify_video(str(path))
+        rows.append(verified[motion].row(str(path), label=motion, group=f"group {number}"))
     return rows
 
 

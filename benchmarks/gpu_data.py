@@ -20,8 +20,9 @@ from benchmarks.gpu_speed import default_rate
 from benchmarks.training_step import StepShape
 from mofore.config import compose
 from mofore.data.dataset import usable_rows
-from mofore.data.manifest import Row, read_manifest, write_manifest
+from mofore.data.manifest import read_manifest, write_manifest
 from mofore.data.synthetic import paint_texture, write_h264
+from mofore.data.verify import verify_video
 from mofore.evaluation.config import EvaluateConfig
 from mofore.parallel.engine import start_ranks
 from mofore.startup import load_batches
@@ -75,12 +76,12 @@ def write_videos(folder: Path, frames: int) -> Path:
 
     with ThreadPoolExecutor() as pool:
         list(pool.map(write, range(FILES)))
+    verified = [verify_video(str(folder / f"file-{number}.mp4")) for number in range(FILES)]
     rows = []
     for number in range(VIDEOS):
         path = folder / f"video-{number}.mp4"
         os.link(folder / f"file-{number % FILES}.mp4", path)
-        of_file = (frames, FPS, WIDTH, HEIGHT, frames / FPS, path.name)
-        rows.append(Row(str(path), None, None, *of_file, None, None))
+        rows.append(verified[number % FILES].row(str(path)))
     manifest = folder / "manifest.parquet"
     write_manifest(manifest, rows)
     return manifest

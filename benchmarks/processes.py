@@ -29,16 +29,17 @@ def measure_memory() -> Iterator[Memory]:
     memory = Memory()
     # Free memory that the allocator kept from earlier work would hide what this work takes.
     ctypes.CDLL(None).malloc_trim(0)
-    before = _read_status("VmRSS")
+    before = read_status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, the peak
     yield memory
-    memory.peak = _read_status("VmHWM") - before
+    memory.peak = read_status("VmHWM") - before
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
-    memory.held = _read_status("VmRSS") - before
+    memory.held = read_status("VmRSS") - before
 
 
-def _read_status(name: str) -> int:
+def read_status(name: str) -> int:
+    """A size in /proc/self/status, such as VmRSS, in bytes."""
     line = next(line for line in STATUS.read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) * 1024
 

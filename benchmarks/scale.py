@@ -3,7 +3,7 @@
 No rank but this process exists, except in the part `slices`. Each part prints its table:
 
     order        the samples of all ranks are those of one
-    permutation  what each rank computes once an epoch, to know its samples
+    draw         what a rank computes in each step, to know the samples
     slices       what a rank holds: the arithmetic of the parts below against DeepSpeed's engines
     resume       a small checkpoint, written and resumed rank by rank with real files
     layout       files of a large model's checkpoint, from the shapes alone, and what a resume opens
@@ -36,7 +36,7 @@ from benchmarks.scale_traffic import (
     measure_heartbeats,
     measure_manifest,
     step_traffic,
-    time_permutation,
+    time_order,
 )
 from benchmarks.simulated_ranks import model_parameters
 from mofore.config import PretrainConfig, compose
@@ -45,23 +45,18 @@ SMALL = ("experiment=demo",)
 STAGES = (1, 3)
 REAL_RANKS = (1, 2, 4)
 SAMPLED_RANKS = 64  # of a resume that is only counted
-ORDERS_HELD, BYTES_OF_A_ROW = 2, 8  # epochs whose order a rank keeps; i64
 Row = dict[str, Any]
 
 
 def sample_order(options: argparse.Namespace) -> list[Row]:
-    ranks, videos, steps = options.ranks, 20 * options.ranks, 6
+    ranks, videos, steps = options.ranks, 100 * options.ranks, 6
     samples = check_sample_order(ranks, videos, 4 * ranks, steps)
     return [{"ranks": f"{ranks}, then {ranks // 2}", "steps": steps, "equal samples": samples}]
 
 
-def permutation_cost(options: argparse.Namespace) -> list[Row]:
-    rows = []
-    for videos in (options.rows // 10, options.rows, 10 * options.rows):
-        seconds = time_permutation(videos)
-        held = ORDERS_HELD * BYTES_OF_A_ROW * videos / 1e9
-        rows.append({"videos": videos, "s an epoch": round(seconds, 4), "GB held": held})
-    return rows
+def draw_cost(options: argparse.Namespace) -> list[Row]:
+    counts = [factor * options.rows for factor in (1, 10, 1000)]
+    return [{"videos": count, "ms a step": round(1000 * time_order(count), 3)} for count in counts]
 
 
 def held_slices(options: argparse.Namespace) -> list[Row]:
@@ -200,7 +195,7 @@ def large_config(options: argparse.Namespace) -> PretrainConfig:
 
 PARTS: dict[str, Callable[[argparse.Namespace], list[Row]]] = {
     "order": sample_order,
-    "permutation": permutation_cost,
+    "draw": draw_cost,
     "slices": held_slices,
     "resume": small_resume,
     "layout": large_layout,

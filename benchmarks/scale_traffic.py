@@ -2,10 +2,12 @@
 
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from fractions import Fraction
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -18,10 +20,13 @@ import torch.distributed as dist
 from benchmarks.processes import measure_memory
 from benchmarks.simulated_ranks import Parameter, as_rank
 from mofore.config import PretrainConfig
-from mofore.data.loader import RankSampler, global_batch_indices
+from mofore.data.frame_index import FrameIndex
 from mofore.data.manifest import SCHEMA, read_manifest
+from mofore.data.order import RankSampler, global_batch_indices
 from mofore.parallel.liveness import Heartbeat
 
+# Of 300 frames at 30 fps with a key frame every 250.
+INDEX = FrameIndex(512 * np.arange(300), np.array([0, 250]), 512 * 300, Fraction(1, 15360)).pack()
 VIDEOS_OF_A_SHARD = 1000  # videos of a larger file, in the generated manifest
 CONNECTIONS_OF_A_RANK = 2  # to the store: torch's process group, the heartbeat
 CLIENTS = 16  # that connect for real; each looks up the host's name, which can be slow
@@ -54,11 +59,14 @@ def check_sample_order(ranks: int, videos: int, global_batch: int, steps: int) -
     return samples
 
 
-def time_permutation(videos: int) -> float:
-    """Seconds that one rank takes for the order of an epoch."""
-    start = time.perf_counter()
-    global_batch_indices(0, videos, min(4096, videos), 0)
-    return time.perf_counter() - start
+def time_order(videos: int, steps: int = 51) -> float:
+    """Seconds that a rank takes to draw a global batch of 4,096, the median of `steps` epochs."""
+    global_batch, seconds = min(4096, videos), []
+    for epoch in range(steps):
+        start = time.perf_counter()
+        global_batch_indices(epoch * (videos // global_batch), videos, global_batch, 0)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
 
 
 class ManifestCost(NamedTuple):
@@ -99,6 +107,10 @@ def generated_manifest(rows: int) -> pa.Table:
         "width": np.full(rows, 456),
         "height": np.full(rows, 256),
         "duration": frames / 30.0,
+        "decoder": ["pyav"] * rows,
+        "access": ["seek"] * rows,
+        "index": [INDEX] * rows,
+        "bad_frames": np.zeros(rows, dtype=np.int64),
         "digest": [digest.tobytes().hex() for digest in digests],
     }
     nothing = pa.nulls(rows, pa.string())

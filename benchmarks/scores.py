@@ -11,6 +11,7 @@ effective_rank                 of the embeddings (RankMe, Garrido et al. 2023)
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -149,9 +150,8 @@ def _batches_at_gap(
     samples = [
         draw_sample(
             np.random.default_rng(int(row)),
-            cache.times[row],
-            cache.durations[row],
-            cache.frames[row].__getitem__,
+            cache.timeline(row),
+            partial(cache.read, row),
             int(row),
             data,
             config.tokens,

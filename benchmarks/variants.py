@@ -88,7 +88,7 @@ class Variant(Forecasting):
         return total + variant.temporal_negatives_weight * infonce
 
     def augment(self, clips: Tensor) -> Tensor:
-        """u8 or f32 [B, C, T, H, W] -> the views of this variant."""
+        """u8 [B, C, T, H, W] -> the views of this variant, u8."""
         if self.variant.min_square_area < 1:
             clips = random_squares(clips, self.variant.min_square_area)
         if self.variant.static_frame:
@@ -97,7 +97,7 @@ class Variant(Forecasting):
             images = clips[videos, :, frames].unsqueeze(2).expand_as(clips)
             weight = torch.rand(count, 1, 1, 1, 1) * self.variant.static_frame
             clips = torch.lerp(clips, images, weight)
-        return clips
+        return clips.round().to(torch.uint8) if clips.is_floating_point() else clips
 
     @torch.no_grad()
     def teacher_latents(self, clips: Tensor) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ A fifth of the train groups is the validation split, the only one used for choic
 import math
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.transforms.v2 import functional as V
 
-from mofore.data.dataset import DataConfig, collate, draw_sample, usable_rows
-from mofore.data.decode import frame_times, open_video, read_frames
-from mofore.data.loader import global_batch_indices
+from mofore.data.dataset import DataConfig, Timeline, View, collate, draw_sample, usable_rows
+from mofore.data.decode import open_video, read_frames
 from mofore.data.manifest import read_annotations, read_manifest
+from mofore.data.order import global_batch_indices
 from mofore.data.prepare import prepare
 from mofore.data.synthetic import (
     MOTIONS,
@@ -56,6 +56,14 @@ class VideoCache(NamedTuple):
     def rows(self, split: str) -> np.ndarray:
         """i64 [n]: the videos of a split."""
         return np.flatnonzero(self.splits == split)
+
+    def timeline(self, row: int) -> Timeline:
+        """What `draw_sample` needs to know of a video."""
+        return Timeline(self.times[row], self.durations[row], *self.frames[row].shape[1:3])
+
+    def read(self, row: int, indices: np.ndarray, view: View) -> Tensor:
+        """Views of frames, as `draw_sample` reads them."""
+        return view(self.frames[row][indices])
 
 
 def hard_video(motion: str, number: int, seed: int, frames: int, size: int, fps: int) -> np.ndarray:
@@ -130,10 +138,10 @@ def load_videos(manifest_path: Path, *configs: DataConfig) -> VideoCache:
     rows = reduce(np.intersect1d, usable)
     frames, times = [], []
     for row in rows:
-        reader = open_video(manifest[row])
-        seconds = frame_times(reader)
-        times.append(seconds)
-        frames.append(downscale(read_frames(reader, np.arange(len(seconds)))))
+        video = manifest[row]
+        times.append(video.frame_index().times)
+        with open_video(video) as reader:
+            frames.append(downscale(read_frames(reader, np.arange(video.frames))))
     groups = np.array([annotations.groups[row] or "" for row in rows])
     splits = np.array([annotations.splits[row] or "" for row in rows])
     train_groups = sorted(set(groups[splits == "train"]))
@@ -169,8 +177,7 @@ def sample_batches(
         for epoch, position in global_batch_indices(step, len(rows), batch, seed):
             row = int(rows[position])
             rng = np.random.default_rng((seed, epoch, row))
-            times, duration, read = cache.times[row], cache.durations[row], cache.frames[row]
-            clip = (rng, times, duration, read.__getitem__, row, config)
+            clip = (rng, cache.timeline(row), partial(cache.read, row), row, config)
             samples.append(draw_sample(*clip, tokens, teacher_keep_ratio))
         yield apply_jitter(collate(samples))
         step += 1
@@ -181,5 +188,5 @@ def evaluation_clips(cache: VideoCache, row: int, config: DataConfig, views: int
     indices = evenly_spaced_clips(
         cache.times[row], cache.durations[row], views, config.frames, config.fps
     )
-    clips = centre_view(cache.frames[row][indices.ravel()], config.size)
-    return clips.unflatten(1, indices.shape).transpose(0, 1).contiguous()
+    images = centre_view(cache.frames[row][indices.ravel()], config.size)
+    return images.unflatten(0, indices.shape).transpose(1, 2).contiguous()

@@ -111,6 +111,42 @@ def interval_chart(
     return Chart("Encoders side by side", to_data_uri(figure), alt)
 
 
+def histogram(title: str, values: np.ndarray, label: str) -> Chart:
+    """How many of `values`, f64 [n], at least one, fall into each bin.
+
+    label: of the values, with their unit.
+    """
+    edges, log = bin_edges(values)
+    counts, _ = np.histogram(values, edges)
+    figure = Figure(figsize=(4.8, 2.6), layout="constrained")
+    ax = figure.subplots()
+    ax.bar(edges[:-1], counts, np.diff(edges), align="edge", color=COLOURS[0])
+    if log:
+        ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    ax.yaxis.set_major_formatter(EngFormatter(sep=""))
+    ax.set_xlabel(label)
+    _style_axes(ax, "y")
+    low, median, high = np.quantile(values, [0, 0.5, 1])
+    alt = f"{title} in {label}: {low:.4g} to {high:.4g}, median {median:.4g}."
+    return Chart(title, to_data_uri(figure), alt)
+
+
+def bin_edges(values: np.ndarray, bins: int = 40) -> tuple[np.ndarray, bool]:
+    """Edges f64 of bins that hold all values, and whether they are equally wide in the logarithm.
+
+    They are if all values are above 0 and span more than two orders of magnitude.
+    """
+    low, high = float(values.min()), float(values.max())
+    if low == high:
+        return np.array([low - 0.5, high + 0.5]), False
+    log = low > 0 and high > 100 * low
+    edges = np.geomspace(low, high, bins + 1) if log else np.linspace(low, high, bins + 1)
+    edges[0], edges[-1] = low, high  # geomspace rounds
+    return edges, log
+
+
 def to_data_uri(figure: Figure) -> str:
     """The figure as an SVG data URI; the same figure always gives the same text."""
     figure.patch.set_visible(False)

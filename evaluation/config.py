@@ -18,6 +18,9 @@ class EvaluateConfig:
     manifest: str | None = setting(
         None, "Manifest to evaluate on; null uses the manifest of the pretraining."
     )
+    root: str | None = setting(
+        None, "Folder or URL of the videos; null takes the one that the manifest names."
+    )
     views: int = setting(
         4, "Clips per video, evenly spaced in time; the embedding is their mean. At least 2."
     )

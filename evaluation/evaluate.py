@@ -53,7 +53,8 @@ def evaluate(cfg: EvaluateConfig) -> Path:
     """
     run = Path(cfg.run)
     model, config, checkpoint = load_pretraining(run)
-    manifest = read_manifest(cfg.manifest or config.data.manifest)
+    root = cfg.root or (None if cfg.manifest else config.data.root)
+    manifest = read_manifest(cfg.manifest or config.data.manifest, root)
     split = choose_split(video_names(manifest), read_annotations(manifest.path))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     precision = resolve_precision(cfg.precision, device, key="precision")
@@ -144,7 +145,7 @@ def _cache_key(
 ) -> str:
     """sha256 (hex) of everything that features.npz contains or depends on, but the device."""
     data = to_plain_dict(evaluation_data(config.data))
-    del data["manifest"]  # its digest counts, not its path
+    del data["manifest"], data["root"]  # the digest counts, not the paths
     digests = [checkpoint.digest, manifest.digest, split.digest]
     annotations = [split.labels.tolist(), split.groups.tolist()]
     text = json.dumps([*digests, *annotations, cfg.views, cfg.seed, data, precision.value])

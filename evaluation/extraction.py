@@ -17,6 +17,7 @@ from mofore.data.dataset import (
 )
 from mofore.data.loader import resolve_workers
 from mofore.data.manifest import Manifest
+from mofore.data.shared_memory import batches_in_flight, check_shared_memory
 from mofore.data.views import AugmentConfig
 from mofore.data.windows import clips_fit
 from mofore.errors import UserError
@@ -28,6 +29,7 @@ from mofore.evaluation.splits import EvaluationSplit
 from mofore.models.objective import Pretraining, build_pretraining
 from mofore.precision import Precision, set_matmul_precision
 
+DEFAULT_PREFETCH_FACTOR = 2  # of torch's DataLoader
 NO_AUGMENTATION = AugmentConfig(
     crop_min_area=1.0, flip_prob=0.0, colour_jitter=0.0, hue_jitter=0.0, greyscale_prob=0.0
 )
@@ -61,6 +63,11 @@ def extract_features(
     # The forkserver imports the dataset once, instead of every worker of both loaders.
     multiprocessing.set_forkserver_preload(["mofore.data.dataset"])
     workers = resolve_workers(cfg.workers, device.type)
+    if workers:
+        clip = 3 * data.frames * data.size**2
+        clips = max(cfg.views, 1 + data.targets)
+        batches = batches_in_flight(workers, DEFAULT_PREFETCH_FACTOR)
+        check_shared_memory(cfg.batch_size * clips * clip, batches, 1, "batch_size")
     loading = {
         "batch_size": cfg.batch_size,
         "num_workers": workers,

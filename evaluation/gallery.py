@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from mofore.data.decode import frame_times, open_video, read_frames
+from mofore.data.decode import open_video, read_frames
 from mofore.data.manifest import Video
 from mofore.evaluation.features import Features, nearest_neighbours
 
@@ -116,14 +116,14 @@ def neighbours(features: Features, query: int, count: int = NEIGHBOURS) -> list[
 
 def make_thumbnail(video: Video) -> Thumbnail:
     """At most FRAMES frames from the middle SECONDS of a video, at its original speed."""
-    reader = open_video(video)
-    times = frame_times(reader)
+    times = video.frame_index().times
     period = times[-1] / max(1, len(times) - 1)
     length = min(SECONDS, times[-1] + period)
     begin = (times[-1] + period - length) / 2
     moments = begin + (np.arange(FRAMES) + 0.5) * length / FRAMES
     indices = np.unique(np.abs(times[None] - moments[:, None]).argmin(axis=1))
-    images = [Image.fromarray(frame) for frame in read_frames(reader, indices)]
+    with open_video(video) as reader:
+        images = [Image.fromarray(frame) for frame in read_frames(reader, indices)]
     for image in images:
         image.thumbnail((SIDE, SIDE), Image.Resampling.BOX)
     milliseconds = max(20, round(1000 * length / len(images)))

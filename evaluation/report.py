@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from mofore.config import flatten_dict
-from mofore.data.decode import DecodeError
 from mofore.data.manifest import read_manifest
+from mofore.data.storage import DecodeError
 from mofore.errors import UserError
 from mofore.evaluation import verdict
 from mofore.evaluation.charts import Chart, interval_chart, training_curves
@@ -31,6 +30,7 @@ from mofore.evaluation.embedding_map import (
 )
 from mofore.evaluation.features import Features, load_features
 from mofore.evaluation.gallery import Gallery, build_gallery, indices_of_test
+from mofore.evaluation.page import render_page
 from mofore.evaluation.results_table import (
     build_table,
     encoder_names,
@@ -41,6 +41,7 @@ from mofore.evaluation.splits import video_names
 from mofore.files import read_jsonl, write_text
 
 MAPPED_ENCODERS = ("trained", "untrained")
+TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     run = read_run(Path(run_dir))
     path = run.folder / "report.html"
-    write_text(path, _template().render(**page_context(run)))
+    write_text(path, render_page(TEMPLATE, page_context(run)))
     return path
 
 
@@ -186,7 +187,8 @@ def _gallery(run: RunData) -> tuple[Gallery | None, str]:
     path = results.get("manifest") or run.config["data"]["manifest"]
     problem = f"{path} is not the manifest that was evaluated, or has changed since."
     try:
-        manifest = read_manifest(path)
+        data = run.config["data"]
+        manifest = read_manifest(path, data.get("root") if path == data["manifest"] else None)
         row_of = {name: row for row, name in enumerate(video_names(manifest))}
         same = results.get("manifest_digest", manifest.digest) == manifest.digest
         if not same or not set(features.names.tolist()) <= set(row_of):
@@ -203,14 +205,3 @@ def _read_json(path: Path) -> dict[str, Any] | None:
         return None
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is not JSON ({error}). Remove it, or write it again.") from None
-
-
-def _template() -> Template:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.jinja")

@@ -6,7 +6,6 @@ for every seed, and changes little when videos are added.
 """
 
 import hashlib
-import posixpath
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -118,11 +117,10 @@ def shared_groups(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
 
 
 def video_names(manifest: Manifest) -> list[str]:
-    """Names that stay the same if the dataset moves: uris relative to the manifest's folder.
+    """Names that stay the same if the dataset moves: uris relative to the folder of the videos.
 
     A member of a larger file shares its uri with other members, so its offset is part of its name.
     """
-    folder = posixpath.dirname(manifest.path)
-    prefix = f"{folder}/" if folder else ""
+    prefix = f"{manifest.root.rstrip('/')}/" if manifest.root else ""
     names = [(video.uri.removeprefix(prefix), video.offset) for video in manifest]
     return [uri if offset is None else f"{uri}@{offset}" for uri, offset in names]

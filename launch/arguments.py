@@ -6,8 +6,10 @@ Imports nothing heavy: a command imports what it needs when it runs, so that `--
 """
 
 import argparse
+import errno
 import os
 import re
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any, TypeAlias
 
 from mofore.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from mofore.logs import setup_logging
+from mofore.open_files import too_few_files
 
 EXIT_BROKEN_PIPE = 141  # as the shell reports a process that SIGPIPE ended
 KEY_VALUE = re.compile(r"[A-Za-z_][\w.]*=")
@@ -165,3 +168,9 @@ def run(parser: CommandParser, argv: Sequence[str] | None) -> int:
     except BrokenPipeError:  # the reader has left, as in `mofore jobs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno != errno.EMFILE:
+            raise
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        print(f"mofore: error: {too_few_files(limit, 'needs more')}", file=sys.stderr)
+        return EXIT_USER_ERROR

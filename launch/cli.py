@@ -27,6 +27,7 @@ from mofore.launch.arguments import (
     run,
 )
 from mofore.launch.commands import add_commands, describe_pretrain
+from mofore.launch.data_pages import add_data
 from mofore.launch.plan import add_plan
 from mofore.launch.profiler import add_profile
 
@@ -52,6 +53,7 @@ def build_parser() -> CommandParser:
     parser.add_argument("--version", action="version", version=f"mofore {mofore.__version__}")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     add_commands(commands)
+    add_data(commands)
     add_config(commands)
     add_plan(commands)
     add_profile(commands)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mofore.config import compose
 from mofore.errors import UserError
 from mofore.gpus import GPUS, find_gpu
-from mofore.launch.overrides import to_override
+from mofore.quoting import to_override
 from mofore.settings import setting
 
 EXECUTORS = ("slurm", "local", "debug")

@@ -21,6 +21,9 @@ from mofore.launch.arguments import (
     run,
 )
 
+# Open files of `prepare` and of each of its processes, as counted.
+FILES_OF_PREPARE, FILES_PER_PROCESS = 16, 4
+
 if TYPE_CHECKING:
     from mofore.evaluation.config import EvaluateConfig
 
@@ -68,7 +71,10 @@ def add_prepare(commands: Commands) -> None:
         help="folder of videos; its subfolders are classes, used in evaluation only",
     )
     parser.add_argument(
-        "--out", required=True, metavar="DIR", help="folder for manifest.parquet and refused.csv"
+        "--out",
+        required=True,
+        metavar="DIR",
+        help="folder for manifest.parquet, refused.csv and damaged.csv",
     )
     parser.add_argument(
         "--list",
@@ -95,13 +101,39 @@ def add_prepare(commands: Commands) -> None:
         "--workers", type=int, metavar="N", help="processes (default: one per core)"
     )
     parser.add_argument(
-        "--timeout", type=float, default=60.0, metavar="S", help="seconds per file (default: 60)"
+        "--timeout",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="seconds per file, and again for each 20 MB of it (default: 60)",
+    )
+    parser.add_argument(
+        "--decoders",
+        nargs="+",
+        choices=["pyav", "decord", "torchcodec"],
+        default=["pyav"],
+        metavar="NAME",
+        help="pyav, decord, torchcodec: the first that seeks to the right frames is used (default: "
+        "pyav)",
+    )
+    parser.add_argument(
+        "--max-bad-share",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="of a video's frames that may be damaged or missing (default: 0.1)",
     )
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
-    from mofore.data.prepare import prepare
+    import joblib
 
+    from mofore.data.manifest import Decoder
+    from mofore.data.prepare import prepare
+    from mofore.open_files import check_open_files
+
+    workers = arguments.workers or joblib.cpu_count()
+    check_open_files(FILES_OF_PREPARE + FILES_PER_PROCESS * workers, f"{workers} processes")
     prepared = prepare(
         arguments.root,
         arguments.out,
@@ -111,10 +143,16 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         groups=arguments.groups,
         workers=arguments.workers,
         timeout=arguments.timeout,
+        decoders=[Decoder(name) for name in arguments.decoders],
+        max_bad_share=arguments.max_bad_share,
     )
     for note in prepared.notes:
         print(f"note: {note}")
     print(f"{prepared.videos} videos: {prepared.manifest}")
+    print(
+        f"{prepared.damaged} damaged in part, used without the damaged frames: "
+        f"{prepared.damaged_csv}"
+    )
     print(f"{len(prepared.refused)} refused: {prepared.refused_csv}")
     return 0
 
@@ -181,7 +219,7 @@ def compose_evaluation(run_dir: Path, overrides: list[str]) -> "EvaluateConfig":
     """The configuration of `mofore evaluate RUN KEY=VALUE ...`."""
     from mofore.config import compose
     from mofore.evaluation.config import EvaluateConfig
-    from mofore.launch.overrides import to_override
+    from mofore.quoting import to_override
 
     other = [each for each in overrides if each.startswith("run=")]
     if other:

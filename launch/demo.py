@@ -16,7 +16,7 @@ from mofore.evaluation.config import EvaluateConfig
 from mofore.evaluation.console import print_results
 from mofore.evaluation.evaluate import evaluate
 from mofore.evaluation.report import write_report
-from mofore.launch.overrides import to_override
+from mofore.quoting import to_override
 from mofore.train import train
 
 TEXTURES = 60

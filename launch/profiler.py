@@ -186,7 +186,7 @@ def load_steps(config: "PretrainConfig", device: "torch.device") -> "Iterator[li
     micro_batch, count = config.split_batch(get_world_size())
     if config.data.manifest == NO_MANIFEST:
         return itertools.repeat([random_batch(config, micro_batch, device) for _ in range(count)])
-    manifest = read_manifest(config.data.manifest)
+    manifest = read_manifest(config.data.manifest, config.data.root)
     rows, _ = usable_rows(manifest, config.data, clips=2)
     batches = load_batches(config, manifest, rows, 0, device)
     return ([next(batches) for _ in range(count)] for _ in range(LAST))

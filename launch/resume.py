@@ -5,9 +5,10 @@ from pathlib import Path
 
 from mofore.config import PretrainConfig, compose, read_config
 from mofore.errors import UserError
-from mofore.launch.overrides import overrides_of, split_overrides, to_override
+from mofore.launch.overrides import overrides_of, split_overrides
 from mofore.launch.runs import read_submissions
 from mofore.launch.submit import submit
+from mofore.quoting import to_override
 from mofore.run_folder import RESUMABLE_KEYS
 from mofore.train import main as pretrain
 

@@ -12,13 +12,13 @@ from typing import NamedTuple
 import yaml
 
 from mofore.checkpoint.format import list_checkpoints
-from mofore.config import CONFIG_DIR, expand_sweep
+from mofore.config import CONFIG_DIR, PretrainConfig, expand_sweep
 from mofore.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, UserError
 from mofore.launch.cluster import ClusterConfig
 from mofore.launch.executors import JobRequest, cancel_jobs, run_here, submit_slurm
-from mofore.launch.overrides import to_override
 from mofore.launch.runs import active_jobs, remove_submission
 from mofore.launch.tasks import Task, compare_task, evaluate_task, pretrain_task
+from mofore.quoting import text_keys, to_option, to_override
 
 EVALUATE = "evaluate."
 
@@ -77,6 +77,11 @@ def plan(
         own = [*common, *varied, to_override("run_dir", str(run))]
         pretrain = pretrain_task(own, sizes, config_dir)
         points.append(Point(pretrain, evaluate_task(run, evaluation)))
+    if len({point.run for point in points}) < len(points):
+        raise UserError(
+            f"Two runs of this sweep would share a folder below {root}: its values must differ "
+            "after their last slash."
+        )
     return Sweep(root, cluster, cluster_overrides, points)
 
 
@@ -84,10 +89,24 @@ def read_sweep(overrides: list[str], config_dir: Path | None = None) -> list[str
     """sweep=NAME replaced by the contents of sweep/NAME.yaml, one override per key."""
     names = [each.removeprefix("sweep=") for each in overrides if each.startswith("sweep=")]
     rest = [each for each in overrides if not each.startswith("sweep=")]
+    texts = text_keys(PretrainConfig)
     for name in names:
-        values = yaml.safe_load(_sweep_file(name, config_dir).read_text())
-        rest += [f"{key}={','.join(map(str, options))}" for key, options in values.items()]
+        text = _sweep_file(name, config_dir).read_text(encoding="utf-8")
+        # BaseLoader keeps each value as it is written: 007 and 1e3 may be names.
+        values = yaml.load(text, Loader=yaml.BaseLoader)
+        for key, options in values.items():
+            write = to_option if key in texts else _to_text
+            rest.append(f"{key}={','.join(map(write, options))}")
     return rest
+
+
+def _to_text(value: object) -> str:
+    """A value of a sweep file, as hydra reads it."""
+    if isinstance(value, list):
+        return f"[{','.join(map(_to_text, value))}]"
+    if isinstance(value, dict):
+        return f"{{{','.join(f'{key}:{_to_text(item)}' for key, item in value.items())}}}"
+    return str(value)
 
 
 def _sweep_file(name: str, config_dir: Path | None) -> Path:

@@ -12,7 +12,8 @@ from mofore.config import PretrainConfig, compose, to_plain_dict
 from mofore.data.manifest import read_manifest
 from mofore.errors import UserError
 from mofore.launch.commands import compose_evaluation, parse_command
-from mofore.launch.overrides import overrides_of, to_override
+from mofore.launch.overrides import overrides_of
+from mofore.quoting import to_override
 
 
 class Task(NamedTuple):
@@ -34,10 +35,12 @@ def pretrain_task(
     config = compose(PretrainConfig, overrides, config_dir)
     for world_size in world_sizes:
         config.split_batch(world_size)
-    manifest = read_manifest(config.data.manifest)
+    manifest = read_manifest(config.data.manifest, config.data.root)
     check_first_video(manifest[0].uri, config.data.manifest)
     run = Path(config.run_dir).absolute()
     fixed = {"run_dir": str(run), "data.manifest": absolute_path(config.data.manifest)}
+    if config.data.root:
+        fixed["data.root"] = absolute_path(config.data.root)
     argv = overrides_of(config) if config_dir else overrides
     return Task("pretrain", ["pretrain", *_fix(argv, fixed)], run, True, to_plain_dict(config))
 
@@ -45,7 +48,8 @@ def pretrain_task(
 def evaluate_task(run_dir: Path, overrides: list[str]) -> Task:
     run = run_dir.absolute()
     config = compose_evaluation(run, overrides)
-    fixed = {"manifest": absolute_path(config.manifest)} if config.manifest else {}
+    paths = {"manifest": config.manifest, "root": config.root}
+    fixed = {key: absolute_path(path) for key, path in paths.items() if path}
     argv = ["evaluate", str(run), *_fix(overrides, fixed)]
     return Task("evaluate", argv, run, False, to_plain_dict(config))
 

@@ -5,7 +5,6 @@ OmegaConf.to_object, where each dataclass checks itself -> objects with attribut
 leaves this module.
 """
 
-import difflib
 import itertools
 from dataclasses import asdict, dataclass, field
 from enum import Enum
@@ -26,6 +25,8 @@ from omegaconf.errors import OmegaConfBaseException
 from mofore.bad_updates import BadUpdateConfig
 from mofore.checkpoint.format import CheckpointConfig
 from mofore.collapse_monitor import CollapseConfig
+from mofore.config_errors import explain
+from mofore.config_yaml import check_texts, dump, load_literally
 from mofore.data.dataset import DataConfig
 from mofore.data.loader import AUTO, check_workers
 from mofore.errors import UserError
@@ -37,6 +38,7 @@ from mofore.models.losses import LossConfig
 from mofore.models.objective import ModelConfig
 from mofore.optim import OptimizerConfig
 from mofore.parallel.engine_config import EngineConfig
+from mofore.quoting import quote_text, split_options, text_keys
 from mofore.settings import setting
 
 CONFIG_DIR = Path(__file__).parent / "configs"
@@ -137,20 +139,26 @@ T = TypeVar("T")
 def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None) -> T:
     """Compose configs/NAME.yaml and the overrides; NAME is the class name without Config.
 
+    A key of the type str takes its value exactly as it stands, or what is between quotes.
     config_dir: a folder of the user's own YAML files, searched before MoFore's.
     Raises UserError for an unknown key, a wrong type or an invalid combination, naming it.
     """
     name = kind.__name__.removesuffix("Config").lower()
     for override in overrides:
-        if override[:1] in "+~=":  # hydra adds and removes keys with these; our keys are fixed
+        # hydra adds and removes keys with these; our keys are fixed
+        if override[:1] in "+~=" or "=" not in override:
             raise UserError(f"configuration: {override}: write KEY=VALUE with an existing key.")
     if config_dir is not None and not config_dir.is_dir():
         raise UserError(f"--config-dir {config_dir}: there is no such folder.")
+    texts = text_keys(kind)
+    _check_files(overrides, texts, config_dir)
+    overrides = [quote_text(each, texts) for each in overrides]
     # DeepSpeed's options are no keys of ours, so hydra must add them.
     overrides = [f"++{each}" if each.startswith(FREE_KEYS) else each for each in overrides]
     ConfigStore.instance().store(name=f"{name}_schema", node=kind)
     _UserConfigs.folder = config_dir
     try:
+        _check_mappings(overrides, texts)
         with hydra.initialize_config_dir(str(CONFIG_DIR), version_base="1.3", job_name=name):
             composed = hydra.compose(name, overrides)
         missing = sorted(OmegaConf.missing_keys(composed))
@@ -158,9 +166,31 @@ def compose(kind: type[T], overrides: list[str], config_dir: Path | None = None)
             raise UserError(f"{missing[0]} is not set: add {missing[0]}=... to the command.")
         return OmegaConf.to_object(composed)  # type: ignore[return-value]
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(_explain(error, kind)) from error
+        raise UserError(explain(error, kind)) from error
     finally:
         _UserConfigs.folder = None
+
+
+def _check_files(overrides: list[str], texts: dict[str, bool], config_dir: Path | None) -> None:
+    """Check the text keys of the user's files that the overrides choose, as in experiment=mine."""
+    for group, _, choice in (override.partition("=") for override in overrides):
+        path = config_dir and config_dir / group / f"{choice}.yaml"
+        if path and "." not in group and path.is_file():
+            check_texts(path, group, texts)
+
+
+def _check_mappings(overrides: list[str], texts: dict[str, bool]) -> None:
+    """Raise UserError for data={manifest: 1e3}: hydra reads the text as a number."""
+    mappings = [override for override in overrides if "={" in override]
+    for parsed in OverridesParser.create().parse_overrides(mappings):
+        value = parsed.value()
+        values = flatten_dict(value, f"{parsed.key_or_group}.") if isinstance(value, dict) else {}
+        for key in texts:
+            if isinstance(values.get(key), bool | int | float):
+                raise UserError(
+                    f"{parsed.input_line}: {key} is a text, and {values[key]} is none: put quotes "
+                    f"around it, or write {key}=... on its own."
+                )
 
 
 def expand_sweep(overrides: list[str]) -> list[tuple[list[str], list[str]]]:
@@ -169,39 +199,33 @@ def expand_sweep(overrides: list[str]) -> list[tuple[list[str], list[str]]]:
     Returns (the overrides common to all, the overrides of this combination) for each. Raises
     UserError if an override cannot be parsed or none has more than one value.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(overrides)
-    except HydraException as error:
-        raise UserError(_explain(error, PretrainConfig)) from error
-    pairs = list(zip(overrides, parsed, strict=True))
-    common = [override for override, each in pairs if not each.is_sweep_override()]
-    varied = [
-        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
-        for each in parsed
-        if each.is_sweep_override()
-    ]
+    texts = text_keys(PretrainConfig)
+    options = [split_options(each) if _key(each) in texts else _options(each) for each in overrides]
+    common = [each[0] for each in options if len(each) == 1]
+    varied = [each for each in options if len(each) > 1]
     if not varied:
         raise UserError("A sweep needs a key with several values: backbone=vit_tiny,vit_small.")
+    if any(_key(each[0]) == "run_dir" for each in varied):
+        raise UserError(
+            "run_dir has a comma, but the runs of a sweep share one folder: put quotes around it, "
+            "'run_dir=\"runs/a,b\"'."
+        )
     return [(common, list(combination)) for combination in itertools.product(*varied)]
 
 
-def _explain(error: Exception, kind: type) -> str:
-    """One sentence for hydra's or omegaconf's error, with the nearest existing key."""
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    if isinstance(cause, UserError):  # raised by a dataclass's own check
-        return str(cause)
-    message = f"{cause}".strip() or str(error)
-    key = str(getattr(cause, "full_key", None) or "")
-    noise = ("object_type", "full_key", "reference_type")
-    lines = [line.strip() for line in message.splitlines()]
-    text = " ".join(line for line in lines if not line.startswith(noise))
-    text = text.split(" Config search path")[0]
-    known = list(flatten_dict(to_plain_dict(kind())))
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.6) if key else []
-    hint = f" Did you mean {close[0]}?" if close and close[0] != key else ""
-    return f"configuration: {key + ': ' if key and key not in text else ''}{text}{hint}"
+def _key(override: str) -> str:
+    return override.partition("=")[0]
+
+
+def _options(override: str) -> list[str]:
+    """An override with one value for each of its values in a sweep."""
+    try:
+        (parsed,) = OverridesParser.create().parse_overrides([override])
+    except HydraException as error:
+        raise UserError(explain(error, PretrainConfig)) from error
+    if not parsed.is_sweep_override():
+        return [override]
+    return [f"{parsed.get_key_element()}={value}" for value in parsed.sweep_string_iterator()]
 
 
 def to_plain_dict(config: Any) -> dict[str, Any]:
@@ -232,7 +256,7 @@ def write_config(config: PretrainConfig, path: Path) -> None:
 
 def to_yaml(config: Any) -> str:
     """The resolved configuration as YAML."""
-    return yaml.safe_dump(to_plain_dict(config), sort_keys=False)
+    return dump(to_plain_dict(config))
 
 
 def read_config(path: Path) -> PretrainConfig:
@@ -240,7 +264,7 @@ def read_config(path: Path) -> PretrainConfig:
     if not path.is_file():
         raise UserError(f"{path.parent} is not a run folder: it has no {path.name}.")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), OmegaConf.load(path))
+        merged = OmegaConf.merge(OmegaConf.structured(PretrainConfig), load_literally(path))
         return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise UserError(f"{path}: {_explain(error, PretrainConfig)}") from error
+    except (OmegaConfBaseException, yaml.YAMLError) as error:
+        raise UserError(f"{path}: {explain(error, PretrainConfig)}") from error

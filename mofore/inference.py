@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 from tqdm import tqdm
 
-from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
-from mofore.data.views import centre_view
+from mofore.data.dataset import read_clips
+from mofore.data.decode import open_video, probe
+from mofore.data.storage import DecodeError
 from mofore.data.windows import clip_seconds, clips_fit, evenly_spaced_clips
 from mofore.errors import UserError
 from mofore.export import CONFIG_FILE, FORMAT, WEIGHTS_FILE
@@ -151,20 +152,17 @@ def _read(copies: Sequence[HostCopy]) -> list[NDArray[Any]]:
 def _read_clips(encoder: VideoEncoder, uri: str, views: int) -> Tensor:
     """Clips u8 [views, 3, T, size, size] spread evenly over the video at `uri`."""
     assert encoder.fps is not None
+    frames, fps = encoder.frames, encoder.fps
     try:
-        reader = open_video(uri)
-        times = frame_times(reader)
-        # As in the manifest: the last frame lasts as long as the mean frame before it.
-        duration = len(times) / ((len(times) - 1) / float(times[-1])) if times[-1] > 0 else 0.0
-        if not clips_fit(duration, encoder.frames, encoder.fps, 1):
+        video = probe(uri)
+        if not clips_fit(video.duration, frames, fps, 1):
             raise UserError(
-                f"{uri} has {duration:.2f} s, one clip of {encoder.frames} frames at "
-                f"{encoder.fps:g} fps needs {clip_seconds(encoder.frames, encoder.fps):.2f} s: "
-                "leave it out."
+                f"{uri} has {video.duration:.2f} s, one clip of {frames} frames at {fps:g} fps "
+                f"needs {clip_seconds(frames, fps):.2f} s: leave it out."
             )
-        indices = evenly_spaced_clips(times, duration, views, encoder.frames, encoder.fps)
-        frames = read_frames(reader, indices.ravel())
+        times = video.frame_index().times
+        indices = evenly_spaced_clips(times, video.duration, views, frames, fps)
+        with open_video(video) as reader:
+            return read_clips(reader, indices, encoder.size)
     except DecodeError as error:
         raise UserError(f"{error}. Leave it out, or repair the file.") from None
-    clips = centre_view(frames, encoder.size).unflatten(1, indices.shape)
-    return clips.transpose(0, 1).contiguous()

@@ -41,10 +41,11 @@ RESUMABLE_KEYS = (
     "bad_updates.",
     "collapse.",
     "data.manifest",
+    "data.root",
     "backbone.grad_checkpoint_every",
 )
 SNAPSHOT_NAME = "snapshot.json"  # beside the package, if it is a copy made for a job
-PACKAGES = ("torch", "deepspeed", "timm", "decord", "numpy", "safetensors", "pyarrow")
+PACKAGES = ("torch", "deepspeed", "timm", "av", "decord", "numpy", "safetensors", "pyarrow")
 
 
 def check_same_config(config: PretrainConfig, run_dir: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run starts from: its checkpoint or fresh weights, and its batches from any step on."""
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,21 +14,27 @@ from mofore.config import PretrainConfig
 from mofore.data.dataset import PretrainClips, kept_tokens
 from mofore.data.loader import (
     DeviceCopy,
-    RankSampler,
     build_loader,
     iterate_batches,
+    prefetch_factor,
     resolve_workers,
 )
 from mofore.data.manifest import Manifest
+from mofore.data.order import RankSampler
+from mofore.data.shared_memory import batches_in_flight, check_shared_memory
 from mofore.data.views import apply_jitter
 from mofore.errors import UserError
 from mofore.models.objective import build_pretraining
+from mofore.open_files import check_open_files
 from mofore.optim import build_optimizer, parameter_groups
 from mofore.parallel.collectives import get_rank, get_world_size
 from mofore.parallel.engine import Engine, build_engine
 from mofore.parallel.state import init_optimizer_state, load_state, state_shapes
 from mofore.precision import resolve_precision
-from mofore.types import Batch
+from mofore.types import Batch, ColourJitter
+
+# Open files of a rank: its own and the pipes of a decoding process, as counted on CPUs.
+FILES_OF_A_RANK, FILES_PER_WORKER = 24, 8
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +123,24 @@ def rank_sampler(config: PretrainConfig, videos: int, start: int) -> RankSampler
         get_rank(),
         get_world_size(),
     )
+
+
+def check_decoding_processes(config: PretrainConfig, device: torch.device) -> None:
+    """Raise UserError if this machine has too little shared memory or too few open files for them.
+
+    Called by every rank before any of them starts its decoding processes.
+    """
+    workers = resolve_workers(config.workers, device.type)
+    if not workers:
+        return
+    micro_batch, _ = config.split_batch(get_world_size())
+    batch = empty_batch(config, micro_batch, torch.device("meta"))
+    batches = batches_in_flight(workers, prefetch_factor(workers))
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    check_shared_memory(sum(each.nbytes for each in batch), batches, ranks, "micro_batch")
+    tensors = len(Batch._fields) + len(ColourJitter._fields)
+    more = FILES_OF_A_RANK + FILES_PER_WORKER * workers + tensors * batches
+    check_open_files(more, f"a rank with workers={workers}")
 
 
 def load_batches(

@@ -17,13 +17,20 @@ from mofore.data.loader import resolve_workers
 from mofore.data.manifest import Manifest, read_manifest
 from mofore.errors import EXIT_INTERRUPTED, EXIT_RESUMABLE, EXIT_USER_ERROR, UserError
 from mofore.logs import log_to_file, setup_logging
+from mofore.open_files import check_open_files
 from mofore.parallel.collectives import get_rank, get_world_size
 from mofore.parallel.engine import start_ranks
 from mofore.parallel.liveness import RESUME_HINT, Heartbeat, RankLost, rendezvous
 from mofore.plan import suggest
 from mofore.precision import resolve_precision
 from mofore.run_folder import check_same_config, lock_run, write_metadata
-from mofore.startup import build_training_engine, find_resume_checkpoint, rank_sampler
+from mofore.startup import (
+    FILES_OF_A_RANK,
+    build_training_engine,
+    check_decoding_processes,
+    find_resume_checkpoint,
+    rank_sampler,
+)
 from mofore.trainer import Outcome, Trainer
 
 logger = logging.getLogger("mofore.train")  # __name__ is __main__ under torchrun
@@ -34,12 +41,14 @@ def train(config: PretrainConfig) -> Outcome:
 
     Raises UserError for what the user can fix, RankLost if a peer rank died or hangs.
     """
-    run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest)
+    run_dir, manifest = Path(config.run_dir), read_manifest(config.data.manifest, config.data.root)
     rows, too_short = usable_rows(manifest, config.data, clips=2)
+    check_open_files(FILES_OF_A_RANK, "a rank")
     with rendezvous(config.engine.timeout):
         device = start_ranks(config.engine)
     check_same_config(config, run_dir)
     rank_sampler(config, len(rows), 0)  # raises before anything is written
+    check_decoding_processes(config, device)
     with Heartbeat(config.engine.timeout) as heartbeat, lock_run(run_dir):
         log_to_file(run_dir, get_rank())
         heartbeat.set_activity("reads its checkpoint")

@@ -21,8 +21,8 @@ from mofore.checkpoint.reader import Checkpoint, find_latest_checkpoint
 from mofore.checkpoint.saver import Saver
 from mofore.collapse_monitor import CollapseMonitor, CollapseStats, monitor_clips
 from mofore.config import PretrainConfig, to_plain_dict
-from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import Manifest
+from mofore.data.order import global_batch_indices
 from mofore.errors import UserError
 from mofore.metrics import MetricsLog
 from mofore.parallel.collectives import get_rank, get_world_size

@@ -1,8 +1,11 @@
 """Shared: a small prepared dataset, and training in this process."""
 
 import os
+import shutil
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -19,8 +22,21 @@ from mofore.data.synthetic import write_motion_videos
 from tests.ranks import warm_up
 from tests.small import SMALL
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
 torch.set_num_threads(1)
 warm_up()
+
+CHROMIUM_FLAGS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
 
 
 def arithmetic_settings() -> dict[str, object]:
@@ -59,6 +75,22 @@ def cuda(request: pytest.FixtureRequest) -> torch.device:
         assert "gpu" not in os.environ.get("MOFORE_REQUIRE", ""), reason
         pytest.skip(reason)
     return torch.device("cuda", 0)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    """Chromium. Without it, or without playwright, the test is skipped."""
+    chromium = shutil.which("chromium")
+    if chromium is None or find_spec("playwright") is None:
+        reason = "needs chromium and playwright: apt-get install chromium; pip install playwright"
+        assert "browser" not in os.environ.get("MOFORE_REQUIRE", ""), reason
+        pytest.skip(reason)
+    from playwright import sync_api
+
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM_FLAGS)
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

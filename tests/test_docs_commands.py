@@ -123,7 +123,7 @@ def check_mofore(argv: list[str]) -> None:
         return
     arguments = parse(cli.build_parser(), argv)
     config_dir = getattr(arguments, "config_dir", None)
-    if argv[0] in ("pretrain", "config"):
+    if argv[0] in ("pretrain", "config") or argv[:2] == ["data", "views"]:
         compose(PretrainConfig, arguments.keys, config_dir)
     elif argv[0] == "plan":
         compose_plan(arguments.keys, config_dir)

@@ -24,8 +24,8 @@ BACKBONE = BackboneConfig(
 )
 
 
-def clips(frames: int = 4, size: int = 16) -> torch.Tensor:
-    shape = (2, 3, frames, size, size)
+def clips(frames: int = 4, size: int = 16, count: int = 2) -> torch.Tensor:
+    shape = (count, 3, frames, size, size)
     return torch.randint(
         0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
@@ -130,3 +130,55 @@ def test_missing_run_raises(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         export_run(tmp_path / "nowhere", tmp_path / "encoder")
     assert not (tmp_path / "encoder").exists()
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda u8: u8.float() / 255, r"dtype torch.float32: .*\(255 \* clips\).round\(\)"),
+        (lambda u8: u8.float(), r"dtype torch.float32: .*clips.to\(torch.uint8\)"),
+        (lambda u8: u8.long(), r"dtype torch.int64: .*clips.to\(torch.uint8\)"),
+        (lambda u8: u8 > 127, "dtype torch.bool"),
+        (lambda u8: u8[:, :1], r"\[2, 1, 4, 16, 16\]: .*clips.expand\(-1, 3, -1, -1, -1\)"),
+        (lambda u8: u8[:, [0, 1, 2, 0]], r"\[2, 4, 4, 16, 16\]: .*clips\[:, :3\]"),
+        (lambda u8: u8[:, :2], r"\[2, 2, 4, 16, 16\]: bring three channels"),
+        (lambda u8: u8.movedim(1, -1), r"\[2, 4, 16, 16, 3\]: .*clips.movedim\(-1, 1\)"),
+        (lambda u8: u8.transpose(1, 2), r"\[2, 4, 3, 16, 16\]: .*clips.transpose\(1, 2\)"),
+        (lambda u8: u8[0], r"4 dimensions \[3, 4, 16, 16\]: .*clips.unsqueeze\(0\)"),
+        (lambda u8: u8.numpy(), r"type ndarray: .*torch.from_numpy"),
+    ],
+)
+def test_clips_of_another_kind_raise(folder, wrong, message):
+    loaded = load_encoder(folder)
+    for call in (loaded, loaded.embed):
+        with pytest.raises(UserError, match=r"uint8 tensor \[B, 3, T, H, W\].*" + message):
+            call(wrong(clips()))
+
+
+@pytest.mark.parametrize(
+    ("convert", "undo"),
+    [
+        (lambda u8: u8.float() / 255, lambda x: (255 * x).round().to(torch.uint8)),
+        (lambda u8: u8.float(), lambda x: x.to(torch.uint8)),
+        (lambda u8: u8.movedim(1, -1), lambda x: x.movedim(-1, 1)),
+        (lambda u8: u8.transpose(1, 2), lambda x: x.transpose(1, 2)),
+    ],
+)
+def test_the_remedies_give_the_same_tokens(folder, convert, undo):
+    loaded = load_encoder(folder)
+    assert torch.equal(loaded(undo(convert(clips()))), loaded(clips()))
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("attention", list(Attention))
+def test_torch_export_keeps_the_batch_free(tmp_path, attention, strict):
+    backbone = BackboneConfig(**{**vars(BACKBONE), "attention": attention})
+    encoder = VideoEncoder(backbone, frames=4, size=16).eval()
+    write_encoder(encoder, {}, tmp_path)
+    loaded = load_encoder(tmp_path)
+    batch = ({0: torch.export.Dim("batch")},)
+    program = torch.export.export(loaded, (clips(),), dynamic_shapes=batch, strict=strict)
+    torch.export.save(program, tmp_path / "encoder.pt2")
+    exported = torch.export.load(tmp_path / "encoder.pt2").module()
+    for count in (1, 2, 5):
+        torch.testing.assert_close(exported(clips(count=count)), loaded(clips(count=count)))

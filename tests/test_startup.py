@@ -10,8 +10,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import PretrainClips, collate
-from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import read_manifest
+from mofore.data.order import global_batch_indices
 from mofore.data.views import apply_jitter
 from mofore.startup import empty_batch, load_batches
 from mofore.types import Batch

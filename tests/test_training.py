@@ -14,8 +14,8 @@ import torch
 
 from mofore.config import PretrainConfig, compose
 from mofore.data.dataset import PretrainClips, collate
-from mofore.data.loader import global_batch_indices
 from mofore.data.manifest import read_manifest
+from mofore.data.order import global_batch_indices
 from mofore.data.views import apply_jitter
 from mofore.models.objective import build_pretraining
 from mofore.schedules import learning_rate, teacher_momentum

@@ -2,9 +2,13 @@
 
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
+
+from mofore.data.frame_index import FrameIndex
+from mofore.data.manifest import Access, Decoder, Row
 
 STEP = 4  # grey levels between two frames of `numbered_frames`
 
@@ -57,6 +61,15 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return path
+
+
+def row(uri: str, frames: int = 10, **values: Any) -> Row:
+    """A row of a manifest for a video of so many frames at 24 fps that does not exist."""
+    index = FrameIndex(np.arange(frames), np.array([0]), frames, Fraction(1, 24))
+    known = dict(offset=None, size=1000, frames=frames, fps=24.0, width=64, height=48)
+    known |= dict(duration=frames / 24, decoder=Decoder.pyav, access=Access.seek)
+    known |= dict(index=index.pack(), bad_frames=0, digest="0")
+    return Row(uri, **known | values)
 
 
 def audio_only(path: Path) -> Path:

@@ -1,9 +1,9 @@
-"""Labels, groups and splits from lists in UCF101's formats. Used by evaluation only.
+"""Labels, groups and splits from lists. Used by evaluation only.
 
-Splits: `trainlist01.txt`, `testlist01.txt`: one path per line, optionally followed by a class
-number; or `random-80-20` instead of lists. Classes: `classInd.txt`, lines like `1 Archery`. Groups:
-lines of `path<TAB>group`, or `ucf101`: the `_g08_` in the file name. Videos of a group come from
-one source, so a group in both train and test is a leak.
+Splits: lists such as `trainlist01.txt` and `testlist01.txt`, in any format of `mofore.data.lists`,
+where the label may be a class number; or `random-80-20` instead of lists. Classes: `classInd.txt`,
+lines like `1 Archery`. Groups: lines of `path<TAB>group`, or `ucf101`: the `_g08_` in the file
+name. Videos of a group come from one source, so a group in both train and test is a leak.
 """
 
 import hashlib
@@ -12,7 +12,11 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 
-from mofore.data.sources import Source, examples, read_lines, split_line
+from mofore.data.entries import Entry, numbered_lines, read_lines
+from mofore.data.folders import examples
+from mofore.data.lists import read_list
+from mofore.data.matching import match_entries, note_unknown
+from mofore.data.sources import Source
 from mofore.errors import UserError
 
 RANDOM_SPLIT = "random-80-20"
@@ -55,103 +59,114 @@ def annotate(
 
 
 def _split_at_random(sources: list[Source]) -> list[str]:
-    """Assign a fifth of the videos to test, by the hash of their names: reproducible everywhere.
+    """Assign a fifth of the videos to test, by the hash of their keys: reproducible everywhere.
 
     Ignores groups; the note reports the effect.
     """
-    shuffled = sorted(sources, key=lambda source: hashlib.sha256(source.key.encode()).digest())
+    notes = []
+    if given := sum(source.split is not None for source in sources):
+        notes.append(
+            f"{RANDOM_SPLIT} replaces the splits of {given} videos from folders or --list."
+        )
+    shuffled = sorted(sources, key=lambda source: hashlib.sha256(_bytes(source.key)).digest())
     for position, source in enumerate(shuffled):
         source.split = "test" if position < round(len(shuffled) / 5) else "train"
+    shared = [group for group, splits in _splits_of_groups(sources).items() if len(splits) > 1]
     if any(source.group is None for source in sources):
-        return [
+        notes.append(
             f"{RANDOM_SPLIT}: videos of one source may be in both splits, "
             "which inflates test scores."
-        ]
-    shared = [group for group, splits in _splits_of_groups(sources).items() if len(splits) > 1]
-    if not shared:
-        return []
-    return [
-        f"{RANDOM_SPLIT}: {len(shared)} groups are in both splits, which inflates test scores: "
-        f"{examples(shared)}."
-    ]
+        )
+    elif shared:
+        notes.append(
+            f"{RANDOM_SPLIT}: {len(shared)} groups are in both splits, which inflates test "
+            f"scores: {examples(shared)}."
+        )
+    return notes
+
+
+def _bytes(key: str) -> bytes:
+    return key.encode(errors="surrogateescape")  # file names need not be UTF-8
 
 
 def read_classes(path: str) -> dict[str, str]:
     """Class number (as text) -> name. Raises UserError for a malformed or repeated line."""
     classes: dict[str, str] = {}
     for line in read_lines(path):
-        number, _, name = line.strip().partition(" ")
-        if not number.isdigit() or not name.strip() or number in classes:
+        number, name = (line.split(maxsplit=1) + [""])[:2]
+        if not number.isdigit() or not name or number in classes:
             raise UserError(
                 f"{path}: {line!r} does not define a new class. "
                 "Each line must look like '1 ApplyEyeMakeup'."
             )
-        classes[number] = name.strip()
+        classes[number] = name
     return classes
 
 
 def _apply_split(sources: list[Source], path: str, names: dict[str, str]) -> list[str]:
-    split = _split_name(path)
-    entries = {entry["path"] or "": entry["label"] for entry in map(split_line, read_lines(path))}
-    numbers = set(entries.values()) - {None}
-    # Some datasets write the same number on every line. It is not a class.
-    is_class = bool(names) and len(numbers) > 1
-    in_two_splits, wrong_class = [], []
-    for source in _matched(sources, list(entries), path):
-        if source.split not in (None, split):
-            in_two_splits.append(source.key)
-        source.split = split
-        number = entries[source.key]
-        if is_class and number is not None:
-            name = names.get(number)
-            if name is None or source.label not in (None, name):
-                wrong_class.append(f"{source.key} (list: {number} {name}, folder: {source.label})")
-            source.label = name
+    entries, notes = read_list(path)
+    split = None if entries and all(entry.split for entry in entries) else _split_name(path)
+    matches, unknown = match_entries(sources, entries, path)
+    in_two_splits = []
+    for source, entry in matches:
+        if source.split not in (None, entry.split or split):
+            in_two_splits.append(f"{source.key} ({source.split})")
+        source.split = entry.split or split
     if in_two_splits:
         raise UserError(
             f"{len(in_two_splits)} videos of {path} are in another split too: "
-            f"{examples(in_two_splits)}. Correct the lists."
+            f"{examples(in_two_splits)}. Correct the lists. If the other split comes from a "
+            "folder, give --list with the columns path and split instead."
         )
+    labelled = [(source, entry.label) for source, entry in matches if entry.label is not None]
+    # Some datasets write the same number on every line. It is not a class.
+    if len({label for _, label in labelled}) > 1 and names:
+        _apply_class_numbers(labelled, path, names)
+    elif len({label for _, label in labelled}) > 1:
+        notes += _apply_labels(labelled, path)
+    return notes + note_unknown(unknown, len(entries), path)
+
+
+def _apply_class_numbers(
+    labelled: Sequence[tuple[Source, str]], path: str, names: dict[str, str]
+) -> None:
+    classes = set(names.values())
+    wrong_class = []
+    for source, label in labelled:
+        name = label if label in classes else names.get(label)
+        if name is None or source.label not in (None, name):
+            wrong_class.append(f"{source.key} (list: {label} {name}, folder: {source.label})")
+        source.label = name
     if wrong_class:
         raise UserError(
             f"{len(wrong_class)} lines of {path} have the number of another class: "
             f"{examples(wrong_class)}. Correct the list or the class list."
         )
-    return _note_unknown(sources, list(entries), path)
+
+
+def _apply_labels(labelled: Sequence[tuple[Source, str]], path: str) -> list[str]:
+    """Set labels where there are none. A note tells if the others are other classes."""
+    pairs = {(source.label, label) for source, label in labelled if source.label is not None}
+    for source, label in labelled:
+        source.label = source.label or label
+    folders, numbers = {folder for folder, _ in pairs}, {number for _, number in pairs}
+    if len(pairs) == len(folders) == len(numbers):  # other names of the same classes
+        return []
+    given = examples([f"{number} = {folder}" for folder, number in sorted(pairs)])
+    return [
+        f"The labels of {path} are not used, because its videos have other labels, from folders "
+        f"or --list: {given}. To use them, give {path} as --list."
+    ]
 
 
 def _split_name(path: str) -> str:
     for prefix, split in SPLIT_NAMES.items():
-        if os.path.basename(path).startswith(prefix):
+        if os.path.basename(path).lower().startswith(prefix):
             return split
     raise UserError(
         f"Cannot infer the split from the file name {path}: "
         f"it must start with {', '.join(SPLIT_NAMES)}."
     )
-
-
-def _matched(sources: list[Source], keys: Sequence[str], path: str) -> list[Source]:
-    """The sources that a list names. Raises UserError if there are none."""
-    listed = set(keys)
-    found = [source for source in sources if source.key in listed]
-    if not found:
-        entry = f"Its first entry is {keys[0]}" if keys else "The list is empty"
-        raise UserError(
-            f"{path} names none of the videos. {entry}; the first video is {sources[0].key}. "
-            "Entries must be relative to the folder of videos."
-        )
-    return found
-
-
-def _note_unknown(sources: list[Source], keys: Sequence[str], path: str) -> list[str]:
-    known = {source.key for source in sources}
-    unknown = [key for key in keys if key not in known]
-    if not unknown:
-        return []
-    return [
-        f"{len(unknown)} of {len(keys)} entries of {path} are not among the videos: "
-        f"{examples(unknown)}."
-    ]
 
 
 def _check_labels(sources: list[Source], names: set[str], path: str) -> None:
@@ -183,16 +198,19 @@ def _groups_from_names(sources: list[Source]) -> None:
 
 def _apply_groups(sources: list[Source], path: str) -> list[str]:
     """Set groups from a list. Further columns, such as a fold, are ignored: splits have lists."""
-    groups: dict[str, str] = {}
-    for line in read_lines(path):
-        key, *columns = line.split("\t")
-        if not columns or not columns[0].strip():
-            raise UserError(f"{path}: {line!r} has no group. Each line must be `path<TAB>group`.")
-        groups[key] = columns[0].strip()
-    for source in _matched(sources, list(groups), path):
-        source.group = groups[source.key]
+    entries = []
+    for number, line in numbered_lines(path):
+        key, *columns = (value.strip() for value in line.split("\t"))
+        if not columns or not columns[0]:
+            raise UserError(
+                f"{path}, line {number}: {line!r} has no group. Each line must be `path<TAB>group`."
+            )
+        entries.append(Entry(f"line {number}", key, group=columns[0]))
+    matches, unknown = match_entries(sources, entries, path)
+    for source, entry in matches:
+        source.group = entry.group
     missing = [source.key for source in sources if source.group is None]
-    return _note_unknown(sources, list(groups), path) + _note_missing(
+    return note_unknown(unknown, len(entries), path) + _note_missing(
         missing, len(sources), f"no group in {path}"
     )
 

@@ -16,8 +16,9 @@ from omegaconf import MISSING
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from mofore.data.decode import DecodeError, frame_times, open_video, read_frames
+from mofore.data.decode import Reader, open_video, read_views
 from mofore.data.manifest import Manifest, Video, read_splits
+from mofore.data.storage import DecodeError
 from mofore.data.views import (
     AugmentConfig,
     centre_view,
@@ -43,6 +44,9 @@ class DataConfig:
     """Videos, and how clips are sampled from them. Raises UserError for a value out of range."""
 
     manifest: str = setting(MISSING, "Path of manifest.parquet, written by `mofore prepare`.")
+    root: str | None = setting(
+        None, "Folder or URL of the videos; null takes the one that the manifest names."
+    )
     frames: int = setting(16, "Frames of a clip.")
     fps: float = setting(12.0, "Frames per second at which clips are sampled.")
     size: int = setting(224, "Height and width of a clip, in pixels.")
@@ -108,27 +112,29 @@ class PretrainClips(Dataset[Sample]):
         epoch, position = index
         row = int(self.rows[position])
         rng, video = np.random.default_rng((self.seed, epoch, row)), self.manifest[row]
-        with as_user_error(video):
-            reader = open_video(video)
-            times = frame_times(reader)
-            read = functools.partial(read_frames, reader)
-            return draw_sample(
-                rng,
-                times,
-                video.duration,
-                read,
-                row,
-                self.config,
-                self.tokens,
-                self.teacher_keep_ratio,
-            )
+        timeline = Timeline(video.frame_index().times, video.duration, video.height, video.width)
+        with as_user_error(video), open_video(video) as reader:
+            read = functools.partial(read_views, reader)
+            config, ratio = self.config, self.teacher_keep_ratio
+            return draw_sample(rng, timeline, read, row, config, self.tokens, ratio)
+
+
+class Timeline(NamedTuple):
+    """What is known of a video before it is read."""
+
+    times: np.ndarray  # f64 [n] start times of the frames, in seconds
+    duration: float  # seconds
+    height: int  # pixels
+    width: int
+
+
+View = Callable[[np.ndarray], Tensor]  # frames u8 [m, H, W, 3] -> [m, ...]
 
 
 def draw_sample(
     rng: np.random.Generator,
-    times: np.ndarray,
-    duration: float,
-    read: Callable[[np.ndarray], np.ndarray],
+    timeline: Timeline,
+    read: Callable[[np.ndarray, View], Tensor],
     row: int,
     config: DataConfig,
     tokens: int,
@@ -136,17 +142,17 @@ def draw_sample(
 ) -> Sample:
     """Draw clips, read their frames once, cut views, and draw their jitter and visible tokens.
 
-    times: f64 [n] start times of the frames, in seconds. duration: of the video, in seconds.
-    read: frame indices i64 [m] -> frames u8 [m, H, W, 3]. tokens, teacher_keep_ratio: as in
-    PretrainClips.
+    read: frame indices i64 [m] and a view of frames -> the views of these frames. tokens,
+    teacher_keep_ratio: as in PretrainClips.
     """
+    times, duration, height, width = timeline
     windows = draw_windows(
         rng, times, duration, config.frames, config.fps, config.targets, config.gap
     )
     indices = np.concatenate([windows.context[None], windows.targets])
-    frames = read(indices.ravel())
-    crop = draw_crop(rng, frames.shape[1], frames.shape[2], config.augment)
-    images = crop_and_resize(frames, crop, config.size).unflatten(0, indices.shape)
+    crop = draw_crop(rng, height, width, config.augment)
+    view = functools.partial(crop_and_resize, crop=crop, size=config.size)
+    images = read(indices.ravel(), view).unflatten(0, indices.shape)
     clips = images.transpose(1, 2).contiguous()
     jitter = stack_jitters([draw_jitter(rng, config.augment) for _ in clips])
     visible = draw_tokens(rng, config.token_keep_ratio, tokens)
@@ -186,14 +192,20 @@ class EvaluationClips(Dataset[tuple[Tensor, int]]):
     def __getitem__(self, position: int) -> tuple[Tensor, int]:
         row, config = int(self.rows[position]), self.config
         video = self.manifest[row]
-        with as_user_error(video):
-            reader = open_video(video)
-            indices = evenly_spaced_clips(
-                frame_times(reader), video.duration, self.views, config.frames, config.fps
-            )
-            frames = read_frames(reader, indices.ravel())
-        clips = centre_view(frames, config.size).unflatten(1, indices.shape)
-        return clips.transpose(0, 1).contiguous(), row
+        times = video.frame_index().times
+        indices = evenly_spaced_clips(times, video.duration, self.views, config.frames, config.fps)
+        with as_user_error(video), open_video(video) as reader:
+            return read_clips(reader, indices, config.size), row
+
+
+def read_clips(reader: Reader, indices: np.ndarray, size: int) -> Tensor:
+    """Frame indices i64 [V, T] -> centred views without augmentation, u8 [V, 3, T, size, size].
+
+    Raises DecodeError if a frame cannot be decoded.
+    """
+    view = functools.partial(centre_view, size=size)
+    images = read_views(reader, indices.ravel(), view).unflatten(0, indices.shape)
+    return images.transpose(1, 2).contiguous()
 
 
 @contextlib.contextmanager

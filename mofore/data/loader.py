@@ -1,11 +1,6 @@
-"""The order of samples, a function of the step alone, and the worker processes that load them.
+"""The worker processes that load samples, and the copy of their batches to the device.
 
-Epoch e is a permutation drawn from (seed, e), divided into whole global batches. The remainder is
-dropped, so that no video occurs twice in a global batch and becomes its own negative. Rank r of W
-takes the r-th of W equal slices of a global batch and divides it into micro-batches. A global batch
-is therefore the same for any number of ranks.
-
-    RankSampler -> workers: PretrainClips, collate -> pinned memory -> DeviceCopy
+RankSampler -> workers: PretrainClips, collate -> pinned memory -> DeviceCopy
 """
 
 import functools
@@ -15,73 +10,18 @@ from collections.abc import Iterable, Iterator
 from multiprocessing import forkserver
 
 import joblib
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from mofore.data.dataset import PretrainClips, collate
+from mofore.data.order import RankSampler
 from mofore.errors import UserError
 from mofore.parallel.signals import children_ignore_stop_signals, init_worker_signals
 from mofore.types import Batch, ColourJitter, LoadedBatch
 
-SampleIndex = tuple[int, int]  # (epoch, position), an index of PretrainClips
 AUTO = "auto"  # of the key `workers`
 MAX_CPU_WORKERS = 2  # of workers=auto where the rank computes on CPU cores too
-
-
-def global_batch_indices(step: int, videos: int, global_batch: int, seed: int) -> list[SampleIndex]:
-    """The (epoch, position) indices of the global batch of a step, counted from 0."""
-    per_epoch = videos // global_batch
-    epoch, batch = divmod(step, per_epoch)
-    order = _epoch_order(videos, seed, epoch)
-    return [(epoch, int(i)) for i in order[batch * global_batch : (batch + 1) * global_batch]]
-
-
-@functools.lru_cache(maxsize=2)  # the sampler may be an epoch ahead of the step that is checked
-def _epoch_order(videos: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of an epoch, i64 [videos]; to be read only."""
-    order = np.random.default_rng((seed, epoch)).permutation(videos)
-    order.flags.writeable = False
-    return order
-
-
-class RankSampler(Sampler[list[SampleIndex]]):
-    """Micro-batches of one rank, for steps `start` to `steps` (exclusive), in order.
-
-    Raises UserError if a global batch needs more videos than there are.
-    """
-
-    def __init__(
-        self,
-        videos: int,
-        global_batch: int,
-        micro_batch: int,
-        seed: int,
-        start: int,
-        steps: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        if videos < global_batch:
-            raise UserError(
-                f"global_batch={global_batch} is more than the {videos} usable videos of the "
-                f"manifest: a video must not be its own negative. Set global_batch={videos} or "
-                "less."
-            )
-        self.videos, self.global_batch, self.micro_batch = videos, global_batch, micro_batch
-        self.seed, self.start, self.steps, self.rank = seed, start, steps, rank
-        self.per_rank = global_batch // world_size
-
-    def __len__(self) -> int:
-        return (self.steps - self.start) * (self.per_rank // self.micro_batch)
-
-    def __iter__(self) -> Iterator[list[SampleIndex]]:
-        for step in range(self.start, self.steps):
-            indices = global_batch_indices(step, self.videos, self.global_batch, self.seed)
-            local = indices[self.rank * self.per_rank : (self.rank + 1) * self.per_rank]
-            for first in range(0, self.per_rank, self.micro_batch):
-                yield local[first : first + self.micro_batch]
 
 
 def check_workers(workers: int | str) -> None:
@@ -132,6 +72,11 @@ def iterate_batches(loader: Iterable) -> Iterator:
         raise UserError(message)
 
 
+def prefetch_factor(workers: int) -> int:
+    """Batches that each worker prepares ahead."""
+    return 4 if workers <= 2 else 2  # whole batches wait in memory: many workers need fewer each
+
+
 def build_loader(
     dataset: PretrainClips, sampler: RankSampler, workers: int, pin_memory: bool
 ) -> DataLoader:
@@ -151,8 +96,7 @@ def build_loader(
         collate_fn=collate,
         num_workers=workers,
         multiprocessing_context="forkserver" if workers else None,
-        # Whole batches wait in memory: many workers need fewer each.
-        prefetch_factor=(4 if workers <= 2 else 2) if workers else None,
+        prefetch_factor=prefetch_factor(workers) if workers else None,
         pin_memory=pin_memory,
         worker_init_fn=functools.partial(init_worker_signals, os.getpid()),
     )

@@ -1,5 +1,8 @@
 """The manifest: one Parquet file per dataset, one row per video; `Batch.rows` indexes its rows.
 
+Uris count from the folder of the videos, ROOT, which is stored once: the same videos in another
+place have the same rows, and the same digest. `data.root` names another place.
+
 `prepare` writes each video as a `Row`. Training reads it as a `Video`, which has no annotations:
 `Manifest` never loads the columns label, group and split. Evaluation reads these separately, with
 `read_annotations`.
@@ -10,6 +13,7 @@ import os
 import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from enum import Enum
 from typing import NamedTuple
 
 import fsspec
@@ -18,21 +22,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from mofore.data.frame_index import FrameIndex
 from mofore.errors import UserError
 from mofore.files import replace_file
 
-FORMAT = "1"
-VERSION_KEY = b"mofore.manifest"
+FORMAT = "2"
+VERSION_KEY, ROOT_KEY = b"mofore.manifest", b"mofore.root"
 SCHEMA = pa.schema(
     [
         pa.field("uri", pa.string(), nullable=False),
         pa.field("offset", pa.int64()),
-        pa.field("size", pa.int64()),
+        pa.field("size", pa.int64(), nullable=False),
         pa.field("frames", pa.int64(), nullable=False),
         pa.field("fps", pa.float64(), nullable=False),
         pa.field("width", pa.int64(), nullable=False),
         pa.field("height", pa.int64(), nullable=False),
         pa.field("duration", pa.float64(), nullable=False),
+        pa.field("decoder", pa.string(), nullable=False),
+        pa.field("access", pa.string(), nullable=False),
+        pa.field("index", pa.binary(), nullable=False),
+        pa.field("bad_frames", pa.int64(), nullable=False),
         pa.field("digest", pa.string(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("group", pa.string()),
@@ -41,32 +50,64 @@ SCHEMA = pa.schema(
     metadata={VERSION_KEY: FORMAT.encode()},
 )
 ANNOTATIONS = ["label", "group", "split"]
-VIDEO_COLUMNS = ["uri", "offset", "size", "frames", "fps", "width", "height", "duration"]
+VIDEO_COLUMNS = [
+    *("uri", "offset", "size", "frames", "fps", "width", "height", "duration"),
+    *("decoder", "access", "index"),
+]
+
+
+class Decoder(Enum):
+    """The library that decodes a video."""
+
+    pyav = "pyav"
+    decord = "decord"
+    torchcodec = "torchcodec"
+
+
+class Access(Enum):
+    """How a reader gets to a frame: from the key frame before it, or from the first frame."""
+
+    seek = "seek"
+    order = "order"
 
 
 @dataclass(frozen=True, slots=True)
 class Video:
     """What training knows about a video.
 
-    uri: a path or URL that fsspec can open. offset, size: bytes, if the video is a member of a
-    larger file. width, height: pixels. fps: inverse of the mean time between two frames.
-    duration: frames / fps, in seconds.
+    uri: a path or URL that fsspec can open. offset: bytes, if the video is a member of a larger
+    file. size: bytes. frames: those that can be decoded. fps: inverse of the mean time between two
+    frames. width, height: as shown, in pixels. duration: to the end of the last frame, in seconds.
+    decoder, access: with which `prepare` got the frames that FFmpeg shows. index: a packed
+    FrameIndex.
     """
 
     uri: str
     offset: int | None
-    size: int | None
+    size: int
     frames: int
     fps: float
     width: int
     height: int
     duration: float
+    decoder: Decoder
+    access: Access
+    index: bytes
+
+    def frame_index(self) -> FrameIndex:
+        """When its frames are shown."""
+        return FrameIndex.unpack(self.index)
 
 
 @dataclass(frozen=True, slots=True)
 class Row(Video):
-    """A row of the file: the video, the SHA-256 of its bytes (hex), annotations for evaluation."""
+    """A row of the file: the video and annotations for evaluation.
 
+    bad_frames: frames that cannot be decoded or that the file has lost. digest: SHA-256 of the
+    bytes (hex).
+    """
+
+    bad_frames: int
     digest: str
     label: str | None = None
     group: str | None = None
@@ -88,8 +129,9 @@ class Manifest(Sequence[Video]):
     every file. Annotations are excluded: other splits leave it unchanged.
     """
 
-    def __init__(self, path: str, table: pa.Table, digest: str):
+    def __init__(self, path: str, root: str, table: pa.Table, digest: str):
         self.path = path
+        self.root = root
         self.digest = digest
         self._table = table
 
@@ -100,7 +142,9 @@ class Manifest(Sequence[Video]):
         if not 0 <= row < len(self):
             raise IndexError(f"{self.path} has rows 0 to {len(self) - 1}, not {row}")
         values = {name: self._table.column(name)[row].as_py() for name in VIDEO_COLUMNS}
-        return Video(**values | {"uri": _resolve(values["uri"], self.path)})
+        values["uri"] = _resolve(values["uri"], self.root)
+        values["decoder"], values["access"] = Decoder(values["decoder"]), Access(values["access"])
+        return Video(**values)
 
     def column(self, name: str) -> np.ndarray:
         """One of the columns frames, width, height (i64), fps, duration (f64): [rows].
@@ -110,15 +154,14 @@ class Manifest(Sequence[Video]):
         return self._table.column(name).to_numpy()
 
 
-def _resolve(uri: str, manifest: str) -> str:
-    """A relative uri is relative to the manifest's folder, so that both can be moved together."""
-    if "://" in uri or uri.startswith("/"):
-        return uri
-    return posixpath.join(posixpath.dirname(manifest), uri)
+def _resolve(uri: str, folder: str) -> str:
+    return uri if "://" in uri or uri.startswith("/") else posixpath.join(folder, uri)
 
 
-def read_manifest(path: str | os.PathLike[str]) -> Manifest:
+def read_manifest(path: str | os.PathLike[str], root: str | None = None) -> Manifest:
     """Read everything except the annotations.
+
+    root: where the videos lie; None for the place that the manifest names.
 
     Raises UserError if there is no manifest at `path`, or if it lists no video.
     """
@@ -126,7 +169,10 @@ def read_manifest(path: str | os.PathLike[str]) -> Manifest:
     table = _read(path, [*VIDEO_COLUMNS, "digest"])
     if not len(table):
         raise UserError(f"{path} lists no video. Create it again with `mofore prepare`.")
-    return Manifest(path, table.drop_columns("digest").combine_chunks(), _digest(table))
+    if root is None:
+        stored = (table.schema.metadata or {}).get(ROOT_KEY, b"").decode()
+        root = _resolve(stored, posixpath.dirname(path))
+    return Manifest(path, root, table.drop_columns("digest").combine_chunks(), _digest(table))
 
 
 def read_annotations(path: str | os.PathLike[str]) -> Annotations:
@@ -146,9 +192,16 @@ def read_splits(path: str | os.PathLike[str]) -> list[str | None]:
     return _read(os.fspath(path), ["split"]).column("split").to_pylist()
 
 
-def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row]) -> None:
-    """Write `rows` atomically to a local file, in their order; equal rows give equal bytes."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=SCHEMA)
+def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row], root: str = "") -> None:
+    """Write `rows` atomically to a local file, in their order; equal rows give equal bytes.
+
+    root: where uris count from; itself it may count from the manifest's folder.
+    """
+    plain = [
+        asdict(row) | {"decoder": row.decoder.value, "access": row.access.value} for row in rows
+    ]
+    table = pa.Table.from_pylist(plain, schema=SCHEMA)
+    table = table.replace_schema_metadata(SCHEMA.metadata | {ROOT_KEY: root.encode()})
     with replace_file(path) as temporary:
         pq.write_table(table, temporary)
 
@@ -181,7 +234,8 @@ def _read(path: str, columns: list[str]) -> pa.Table:
         raise UserError(
             f"{path} is not a Parquet file ({str(error).splitlines()[0]}). {remedy}"
         ) from None
-    wanted = pa.schema([SCHEMA.field(name) for name in columns])
+    metadata = table.schema.metadata
+    wanted = pa.schema([SCHEMA.field(name) for name in columns], metadata=metadata)
     for field in wanted:
         if not field.nullable and table.column(field.name).null_count:
             raise UserError(f"{path} has rows without a value in column {field.name}. {remedy}")
@@ -197,9 +251,9 @@ def _digest(table: pa.Table) -> str:
     for field in table.schema:
         column = table.column(field.name)
         sha.update(field.name.encode())
-        if pa.types.is_string(field.type):
+        if pa.types.is_string(field.type) or pa.types.is_binary(field.type):
             sha.update(pc.binary_length(column).to_numpy().astype("<i8").tobytes())
-            sha.update("".join(column.to_pylist()).encode())
+            sha.update(b"".join(column.cast(pa.binary()).to_pylist()))
         else:
             sha.update(pc.is_null(column).to_numpy().tobytes())
             kind = "<f8" if pa.types.is_floating(field.type) else "<i8"

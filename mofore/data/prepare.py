@@ -1,25 +1,24 @@
 """Prepare a dataset: list the videos, check the lists, decode every video once, write a manifest.
 
 Videos are verified in worker processes that can be killed: native code may crash or hang. A video
-that does not decode is left out of the manifest and listed with the reason in refused.csv.
+that does not decode is left out of the manifest and listed with the reason in refused.csv. A video
+of which some frames do not decode is used without them, and listed in damaged.csv.
 """
 
 import csv
-import multiprocessing
+import functools
 import os
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass
 
 import joblib
-from pebble import ProcessExpired, ProcessPool
-from tqdm import tqdm
 
 from mofore.data.annotate import annotate
-from mofore.data.decode import DecodeError, first_line
-from mofore.data.manifest import Row, write_manifest
+from mofore.data.manifest import Access, Decoder, Row, write_manifest
 from mofore.data.sources import Source, examples, find_sources
-from mofore.data.verify import VideoInfo, verify_video
+from mofore.data.torchcodec_reader import import_torchcodec
+from mofore.data.verify import DECODERS, MAX_BAD_SHARE, Verified, verify_video
+from mofore.data.verify_workers import verify_all
 from mofore.errors import UserError
 from mofore.files import replace_file
 
@@ -28,14 +27,17 @@ from mofore.files import replace_file
 class Prepared:
     """Result of `prepare`.
 
-    manifest, refused_csv: paths. videos: number of rows. refused: (uri, reason) of each video left
-    out. notes: sentences that the user should read.
+    manifest, refused_csv, damaged_csv: paths. videos: number of rows. refused: (uri, reason) of
+    each video left out. damaged: videos of which some frames do not decode. notes: sentences that
+    the user should read.
     """
 
     manifest: str
     refused_csv: str
+    damaged_csv: str
     videos: int
     refused: tuple[tuple[str, str], ...]
+    damaged: int
     notes: tuple[str, ...]
 
 
@@ -49,17 +51,22 @@ def prepare(
     groups: str | None = None,
     workers: int | None = None,
     timeout: float = 60.0,
+    decoders: Sequence[Decoder] = DECODERS,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> Prepared:
-    """Write OUT/manifest.parquet, rows sorted by uri, and OUT/refused.csv (`uri,reason`).
+    """Write OUT/manifest.parquet, rows sorted by uri, OUT/refused.csv (`uri,reason`), and
+    OUT/damaged.csv (`uri,frames,bad_frames`).
 
     root: folder of the videos; the first folder below it is a video's label, for evaluation only.
     listing: use these videos instead of all below `root`: a .csv or .tsv with a column uri or path
         and optionally label, group, split, offset, size (a member of a larger file); or a text file
         with one path per line, optionally followed by a label.
     splits, classes, groups: lists as in `mofore.data.annotate`; groups may also be "ucf101".
-    workers: processes; None uses one per core. timeout: seconds allowed for one video.
+    workers: processes; None uses one per core. timeout: seconds allowed for one video, and again
+        for each 20 MB of it.
+    decoders, max_bad_share: as in `mofore.data.verify`.
 
-    Uris below OUT are written relative to it, so that both can be moved together.
+    Uris are written relative to `root`. If `root` lies below OUT, both can be moved together.
 
     Raises UserError, and writes nothing, if something is missing, if lists contradict each other or
     if no video decodes.
@@ -70,10 +77,16 @@ def prepare(
         raise UserError(
             f"workers={workers} must be at least 1, and timeout={timeout:g} seconds above 0."
         )
+    if not 0 <= max_bad_share < 1:
+        raise UserError(f"max_bad_share={max_bad_share:g} must be at least 0 and below 1.")
+    if Decoder.torchcodec in decoders:
+        import_torchcodec()
     _check_writable(out)
-    sources = find_sources(root, listing)
-    notes = annotate(sources, splits, classes, groups)
-    rows, refused = _collect(sources, _verify_all(sources, workers, timeout), out)
+    sources, notes = find_sources(root, listing)
+    notes += annotate(sources, splits, classes, groups)
+    check = functools.partial(verify_video, decoders=decoders, max_bad_share=max_bad_share)
+    root = root.rstrip("/") if "://" in root else os.path.abspath(root)
+    rows, refused = _collect(sources, verify_all(sources, check, workers, timeout), root)
     if not rows:
         reasons = examples([f"{uri}: {reason}" for uri, reason in refused])
         raise UserError(
@@ -81,11 +94,22 @@ def prepare(
             "Nothing was written."
         )
     os.makedirs(out, exist_ok=True)
-    manifest, refused_csv = os.path.join(out, "manifest.parquet"), os.path.join(out, "refused.csv")
-    _write_refused(refused_csv, refused)
-    write_manifest(manifest, rows)
-    notes += duplicate_notes(rows)
-    return Prepared(manifest, refused_csv, len(rows), tuple(refused), tuple(notes))
+    names = ("manifest.parquet", "refused.csv", "damaged.csv")
+    manifest, refused_csv, damaged_csv = (os.path.join(out, name) for name in names)
+    damaged = [row for row in rows if row.bad_frames]
+    _write_csv(refused_csv, ("uri", "reason"), refused)
+    lines = [(row.uri, row.frames, row.bad_frames) for row in damaged]
+    _write_csv(damaged_csv, ("uri", "frames", "bad_frames"), lines)
+    write_manifest(manifest, rows, _root_in_manifest(root, out))
+    notes += access_notes(rows) + duplicate_notes(rows)
+    counts = tuple(refused), len(damaged), tuple(notes)
+    return Prepared(manifest, refused_csv, damaged_csv, len(rows), *counts)
+
+
+def _root_in_manifest(root: str, out: str) -> str:
+    """Relative to the folder of the manifest if it is that folder or below."""
+    inside = "://" not in root and os.path.commonpath([root, out]) == out
+    return os.path.relpath(root, out) if inside and root != out else "" if inside else root
 
 
 def _check_writable(out: str) -> None:
@@ -100,79 +124,43 @@ def _check_writable(out: str) -> None:
 
 
 def _collect(
-    sources: Sequence[Source], results: Sequence[VideoInfo | str], out: str
+    sources: Sequence[Source], results: Sequence[Verified | str], root: str
 ) -> tuple[list[Row], list[tuple[str, str]]]:
     """Rows of the verified videos and (uri, reason) of the others, both sorted by uri."""
     rows: list[Row] = []
     refused: list[tuple[str, str]] = []
     for source, result in zip(sources, results, strict=True):
-        uri = source.uri.removeprefix(f"{out.rstrip('/')}/")
         if isinstance(result, str):
-            refused.append((uri, result))
+            refused.append((source.uri, result))
         else:
-            annotations = source.label, source.group, source.split
-            rows.append(Row(uri, source.offset, source.size, *result, *annotations))
+            uri = source.uri.removeprefix(f"{root.rstrip('/')}/")
+            rows.append(result.row(uri, label=source.label, group=source.group, split=source.split))
     rows.sort(key=lambda row: (row.uri, row.offset or 0))
     refused.sort()
     return rows, refused
 
 
-def _verify_all(sources: Sequence[Source], workers: int, timeout: float) -> list[VideoInfo | str]:
-    """For each source its VideoInfo, or the reason why it was refused."""
-    results: list[VideoInfo | str] = [""] * len(sources)
-    queue = iter(range(len(sources)))
-    pending: dict[Future, int] = {}
-    workers = min(workers, len(sources))
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(workers, initializer=_silence_stderr, context=context)
-    try:
-        with tqdm(total=len(sources), desc="decoding", unit="video", disable=None) as bar:
-            while len(pending) < 4 * workers and (index := next(queue, None)) is not None:
-                pending[_schedule(pool, sources[index], timeout)] = index
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    results[pending.pop(future)] = _result(future, timeout)
-                    bar.update()
-                    if (index := next(queue, None)) is not None:
-                        pending[_schedule(pool, sources[index], timeout)] = index
-    finally:  # on Ctrl-C too: no worker may outlive this function
-        pool.stop()
-        pool.join()
-    return results
-
-
-def _schedule(pool: ProcessPool, source: Source, timeout: float) -> Future:
-    arguments = source.uri, source.offset, source.size
-    return pool.schedule(verify_video, args=arguments, timeout=timeout)
-
-
-def _result(future: Future, timeout: float) -> VideoInfo | str:
-    try:
-        return future.result()
-    except DecodeError as error:
-        return error.reason
-    except TimeoutError:
-        return f"timed out after {timeout:g} s"
-    except ProcessExpired as error:
-        return f"worker died (exit code {error.exitcode})"
-    except Exception as error:  # one malformed file must not end the scan of a million others
-        return f"{type(error).__name__}: {first_line(error)}"
-
-
-def _silence_stderr() -> None:
-    """decord's native log would disturb the progress bar; its errors arrive as exceptions."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _write_refused(path: str, refused: Sequence[tuple[str, str]]) -> None:
+def _write_csv(path: str, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:
     # backslashreplace: a file name that is not UTF-8 is one of the reasons listed here.
     with (
         replace_file(path) as temporary,
         open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["uri", "reason"])
-        writer.writerows(refused)
+        writer.writerow(header)
+        writer.writerows(lines)
+
+
+def access_notes(rows: Sequence[Row]) -> list[str]:
+    """A note on videos in which no decoder seeks to the right frames."""
+    slow = [row.uri for row in rows if row.access is Access.order]
+    if not slow:
+        return []
+    return [
+        f"{len(slow)} videos are decoded from their first frame for every sample, as seeking in "
+        f"them returns other frames than FFmpeg shows: {examples(slow)}. Reading them is slow if "
+        "they are long."
+    ]
 
 
 def duplicate_notes(rows: Sequence[Row]) -> list[str]:

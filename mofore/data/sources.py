@@ -3,34 +3,32 @@
 Opens lists, but no video. Errors in lists are reported before hours of decoding begin.
 """
 
-import csv
-import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
+import posixpath
+from collections import defaultdict
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import fsspec
-
+from mofore.data.entries import Entry, split_of
+from mofore.data.folders import (
+    SUFFIXES,
+    Root,
+    check_protocols,
+    examples,
+    list_videos,
+    parse_root,
+)
+from mofore.data.lists import read_list
 from mofore.errors import UserError
-
-SUFFIXES = (
-    *(".mp4", ".m4v", ".mov", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".m2v", ".vob"),
-    *(".ts", ".mts", ".m2ts", ".wmv", ".asf", ".flv", ".ogv", ".3gp", ".3g2"),
-)
-# The last video suffix ends the path: file names may contain spaces, dots and brackets.
-LINE = re.compile(
-    rf"(?P<path>.+(?:{'|'.join(map(re.escape, SUFFIXES))}))(?:[ \t]+(?P<label>\S.*?))?[ \t]*",
-    re.IGNORECASE,
-)
 
 
 @dataclass(slots=True)
 class Source:
     """A video to verify, and its annotations.
 
-    uri: a path or URL. key: its name in lists, the path relative to the folder of videos, with
-    forward slashes. offset, size: bytes, if the video is a member of a larger file.
+    uri: a path or URL. key: its name in lists and in every order and draw, the path relative to the
+    folder of videos, with forward slashes; it does not depend on where that folder lies. offset,
+    size: bytes, if the video is a member of a larger file.
     """
 
     uri: str
@@ -42,137 +40,206 @@ class Source:
     size: int | None = None
 
 
-def find_sources(root: str, listing: str | None = None) -> list[Source]:
-    """The videos below `root`, or those in the list `listing`, sorted by uri.
+class Found(NamedTuple):
+    """The videos, sorted by key, and sentences that the user should read."""
 
-    The label is the first folder below `root`, unless the list gives one. Links to folders are
-    followed; hidden files are skipped.
+    sources: list[Source]
+    notes: list[str]
 
-    Raises UserError for a missing root or list, an unreadable folder, no video, and a video listed
-    twice.
+
+def find_sources(root: str, listing: str | None = None) -> Found:
+    """The videos below `root`, or those in the list `listing` (formats: `mofore.data.lists`).
+
+    The label is the first folder below `root`, unless the list gives one. If all first folders are
+    names of splits, they give the split, and the second folder is the label. Links to folders are
+    followed; hidden files and folders are skipped.
+
+    Raises UserError for a missing root or list, an unreadable folder, a URL whose package is
+    missing, no video, a list without an existing video, and a video listed twice.
     """
-    if "://" not in root and not os.path.isdir(root):
-        what = "is not a folder" if os.path.exists(root) else "does not exist"
-        raise UserError(f"{root} {what}. Give the folder that holds the videos.")
-    root = root.rstrip("/") if "://" in root else os.path.abspath(root)
+    folder = parse_root(root)
     if listing is not None:
-        sources = _listed(root, listing)
+        sources, notes = _listed(folder, listing)
     else:
-        files = _walk_remote(root) if "://" in root else _walk(root)
-        sources = [_source(root, path) for path in files if path.lower().endswith(SUFFIXES)]
+        keys, notes = list_videos(folder)
+        sources = [Source(folder.uri(key), key) for key in keys]
     if not sources:
-        where = listing or root
         raise UserError(
-            f"There is no video in {where}. Supported file names end in {' '.join(SUFFIXES)}."
+            f"There is no video in {listing or root}. "
+            f"Supported file names end in {' '.join(SUFFIXES)}."
         )
-    sources.sort(key=lambda source: (source.uri, source.offset or 0))
-    for source, following in itertools.pairwise(sources):
-        if (source.uri, source.offset) == (following.uri, following.offset):
-            raise UserError(f"{listing} lists {source.key} twice. Remove one of the two lines.")
-    return sources
-
-
-def _source(root: str, uri: str) -> Source:
-    inside = uri.startswith(f"{root.rstrip('/')}/")
-    key = uri[len(root.rstrip("/")) + 1 :] if inside else uri
-    return Source(uri, key, label=key.split("/")[0] if inside and "/" in key else None)
-
-
-def _walk(root: str) -> Iterator[str]:
-    def raise_user_error(error: OSError) -> None:
-        raise UserError(
-            f"Cannot list the folder {error.filename}: {error.strerror}. Make it readable."
-        )
-
-    seen = set()
-    for folder, subfolders, files in os.walk(root, followlinks=True, onerror=raise_user_error):
-        if (real := os.path.realpath(folder)) in seen:  # a link to a parent folder is a loop
-            subfolders.clear()
-            continue
-        seen.add(real)
-        yield from (os.path.join(folder, name) for name in files if not name.startswith("."))
-
-
-def _walk_remote(root: str) -> Iterator[str]:
-    system, path = fsspec.url_to_fs(root)
-    for file in system.find(path):
-        yield f"{root}{file[len(path.rstrip('/')) :]}"
-
-
-def _listed(root: str, listing: str) -> list[Source]:
-    table = listing.lower().endswith((".csv", ".tsv"))
-    sources = []
-    for row in _read_table(listing) if table else map(split_line, read_lines(listing)):
-        source = _source(root, _locate(row["path"] or "", root, listing))
-        source.label = row.get("label") or source.label
-        source.group, source.split = row.get("group"), row.get("split")
-        if row.get("offset") is not None:
-            source.offset, source.size = _byte_range(row, listing)
+    notes += _annotate_from_folders(folder, sources, listing)
+    sources.sort(key=lambda source: (source.key, source.offset or 0))
+    for source in sources:
+        if source.offset is not None:  # after sorting: members follow each other as in their file
             source.key = f"{source.key}[{source.offset}]"
-        sources.append(source)
-    return sources
+    return Found(sources, notes)
 
 
-def _byte_range(row: dict[str, str | None], listing: str) -> tuple[int, int]:
-    try:
-        offset, size = int(row["offset"] or ""), int(row["size"] or "")
-    except (KeyError, ValueError):
-        raise UserError(
-            f"{listing}: {row['path']} needs offset and size, in bytes, as two whole numbers."
-        ) from None
-    return offset, size
+# ------------------------------------------------------------------------- labels from folders
 
 
-def _read_table(listing: str) -> Iterator[dict[str, str | None]]:
-    lines = read_lines(listing)
-    reader = csv.DictReader(lines, delimiter="\t" if listing.lower().endswith(".tsv") else ",")
-    columns = reader.fieldnames or []
-    name = next((name for name in ("uri", "path") if name in columns), None)
-    if name is None:
-        raise UserError(
-            f"{listing} has no column uri or path; its first line is {','.join(columns)!r}."
+def _annotate_from_folders(root: Root, sources: list[Source], listing: str | None) -> list[str]:
+    """Set absent labels, and splits if the first folders are splits; returns notes."""
+    below = [source for source in sources if root.key(source.uri) and "/" in source.key]
+    names = sorted({source.key.split("/")[0] for source in below})
+    splits = [name for name in names if split_of(name)]
+    if splits == names and names:
+        return _annotate_from_split_folders(below, names, listing)
+    unlabelled = [source for source in below if source.label is None]
+    for source in unlabelled:
+        source.label = source.key.split("/")[0]
+    if not (splits and unlabelled):
+        return []
+    others = [name for name in names if name not in splits]
+    return [
+        f"The first folder of every video is its label, {examples(splits)} too, because there are "
+        f"other folders beside: {examples(others)}. If {examples(splits)} are splits, give --list "
+        "with the columns path, label and split."
+    ]
+
+
+def _annotate_from_split_folders(
+    sources: list[Source], names: list[str], listing: str | None
+) -> list[str]:
+    other_split, unlabelled = [], []
+    for source in sources:
+        first, *rest = source.key.split("/")
+        if source.split is None:
+            source.split = split_of(first)
+        elif source.split != split_of(first):
+            other_split.append(f"{source.key} ({source.split})")
+        if source.label is None and len(rest) > 1:
+            source.label = rest[0]
+        elif source.label is None:
+            unlabelled.append(source.key)
+    pairs = ", ".join(f"{name} = {split_of(name)}" for name in names)
+    notes = [f"The first folders are splits ({pairs}), and the folders below them are labels."]
+    if unlabelled:
+        notes.append(
+            f"{len(unlabelled)} videos lie directly in the folder of a split, so they have no "
+            f"label: {examples(unlabelled)}."
         )
-    for row in reader:
-        if not row[name]:
-            raise UserError(f"{listing}, line {reader.line_num}: the column {name} is empty.")
-        yield {"path": row[name]} | {
-            key: value or None for key, value in row.items() if key != name
-        }
+    if other_split:
+        notes.append(
+            f"{len(other_split)} videos have another split in {listing} than their folder; that of "
+            f"the list is used: {examples(other_split)}."
+        )
+    return notes
 
 
-def _locate(entry: str, root: str, listing: str) -> str:
-    """A relative entry is relative to `root` or, if there is no such file, to the list's folder."""
-    if "://" in entry or os.path.isabs(entry):
-        return entry
-    if "://" in root:
-        return f"{root}/{entry}"
-    beside = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(listing)), entry))
-    below = os.path.normpath(os.path.join(root, entry))
-    return beside if os.path.exists(beside) and not os.path.exists(below) else below
+# ---------------------------------------------------------------------------------------- lists
 
 
-def split_line(line: str) -> dict[str, str | None]:
-    """Parse `path` or `path label`, where the path may contain spaces: keys path and label."""
-    match = LINE.fullmatch(line)
-    return match.groupdict() if match else {"path": line, "label": None}
+def _listed(root: Root, listing: str) -> tuple[list[Source], list[str]]:
+    entries, notes = read_list(listing)
+    keys = _keys_by_stem(root) if any(entry.stems for entry in entries) else {}
+    sources: list[Source] = []
+    absent, converted = [], []
+    first: dict[tuple[str, int | None], Entry] = {}
+    for entry in entries:
+        if entry.stems:
+            key = _key_of_stem(entry, keys, listing)
+            if key is None:
+                absent.append(entry.stems[0])
+                continue
+            uri = root.uri(key)
+        else:
+            if "\\" in entry.path and not _exists(root, entry.path, listing):
+                converted.append(entry.path)
+                entry.path = entry.path.replace("\\", "/")
+            uri, key = _locate(root, entry.path, listing)
+        other = first.setdefault((uri, entry.offset), entry)
+        if other is not entry:
+            raise UserError(
+                f"{listing} lists {key} twice: {entry.name} in {entry.where} and {other.name} in "
+                f"{other.where}. Remove one of the two."
+            )
+        sources.append(
+            Source(uri, key, entry.label, entry.group, entry.split, entry.offset, entry.size)
+        )
+    _check_uris(sources, listing, root)
+    unlabelled = [source.key for source in sources if source.label is None]
+    if 0 < len(unlabelled) < len(sources):
+        notes.append(
+            f"{len(unlabelled)} of {len(sources)} videos have no label in {listing}, so their "
+            f"label is the folder below {root.folder}, if any: {examples(unlabelled)}."
+        )
+    if converted:
+        notes.append(
+            f"{len(converted)} paths of {listing} have backslashes, which were read as slashes: "
+            f"{examples(converted)}."
+        )
+    if absent:
+        missing = f"{len(absent)} of {len(entries)} videos of {listing} have no file below"
+        found = f"{missing} {root.folder}: {examples(absent)}."
+        if not sources:
+            raise UserError(f"{found} Give the folder that holds them.")
+        notes.append(found)
+    return sources, notes
 
 
-def read_lines(path: str) -> list[str]:
-    """Lines of a text file without line ends (LF or CRLF), blank lines dropped.
+def _keys_by_stem(root: Root) -> dict[str, list[str]]:
+    """File name without suffix -> keys."""
+    found = defaultdict(list)
+    for key in list_videos(root).keys:
+        found[posixpath.splitext(posixpath.basename(key))[0]].append(key)
+    return found
 
-    Raises UserError if the file cannot be read or is not UTF-8.
+
+def _key_of_stem(entry: Entry, keys: dict[str, list[str]], listing: str) -> str | None:
+    found = next((keys[stem] for stem in entry.stems if stem in keys), [])
+    if len(found) > 1:
+        raise UserError(
+            f"{listing}, {entry.where}: {len(found)} files have the name {entry.stems[0]}: "
+            f"{examples(found)}. Keep one of them, or give a list of paths."
+        )
+    return found[0] if found else None
+
+
+def _locate(root: Root, path: str, listing: str) -> tuple[str, str]:
+    """(uri, key) of a path in a list.
+
+    A relative path is relative to `root` or, if there is no such file, to the list's folder.
     """
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            lines = [line.rstrip("\r\n") for line in file]
-    except OSError as error:
-        raise UserError(f"Cannot read the list {path}: {error.strerror}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not a text file in UTF-8. Give a list of videos.") from None
-    return [line for line in lines if line.strip()]
+    if path.startswith("file://") and "::" not in path:
+        path = path.removeprefix("file://")
+    if "://" in path:
+        return path, root.key(path) or path
+    if root.is_remote and not os.path.isabs(path):
+        key = posixpath.normpath(path)
+        return root.uri(key), key
+    if not os.path.isabs(path):
+        beside = os.path.normpath(os.path.join(os.path.dirname(os.path.abspath(listing)), path))
+        uri = os.path.normpath(os.path.join(root.folder, path))
+        if os.path.exists(beside) and not os.path.exists(uri):
+            uri = beside
+        return uri, root.key(uri) or os.path.normpath(path)
+    uri = os.path.normpath(path)
+    if root.is_remote:
+        return uri, uri
+    if inside := root.key(uri):
+        return uri, inside
+    # another name of the folder, through a link, or a path relative to it
+    real = os.path.join(os.path.realpath(os.path.dirname(uri)), os.path.basename(uri))
+    key = os.path.relpath(real, os.path.realpath(root.folder))
+    return (uri, key) if key.startswith("../") else (root.uri(key), key)
 
 
-def examples(items: Sequence[str]) -> str:
-    """The first three items and the number of others: 'a, b, c and 7 more'."""
-    more = f" and {len(items) - 3} more" if len(items) > 3 else ""
-    return ", ".join(items[:3]) + more
+def _exists(root: Root, path: str, listing: str) -> bool:
+    uri, _ = _locate(root, path, listing)
+    return "://" not in uri and os.path.lexists(uri)
+
+
+def _check_uris(sources: list[Source], listing: str, root: Root) -> None:
+    """Raise UserError for a URL whose package is missing, and if none of the local files exists."""
+    remote = [source.uri for source in sources if "://" in source.uri]
+    protocols = {tuple(part.split("://")[0] for part in uri.split("::")): uri for uri in remote}
+    for uri in protocols.values():
+        check_protocols(uri)
+    if sources and not remote and not any(os.path.exists(source.uri) for source in sources):
+        raise UserError(
+            f"None of the {len(sources)} videos in {listing} exists: "
+            f"{examples([source.key for source in sources])}. Paths must be relative to "
+            f"{root.folder} or to the folder of the list."
+        )

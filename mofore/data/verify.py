@@ -1,33 +1,56 @@
-"""Verify one video: hash it, decode every frame once, and raise the reason if that fails.
+"""Verify one video: hash it, decode it in order, and find a faster way to the same frames.
 
-Runs in worker processes: native code may crash, or loop forever on a file with a wrong frame count.
+Every frame that the faster way returns is compared with the one decoded in order. If one differs,
+training reads the video in order.
+
+Runs in worker processes: native code may crash, or loop forever on a damaged file.
 """
 
 import hashlib
-import io
-from typing import NamedTuple
+from collections.abc import Sequence
+from contextlib import closing
+from typing import Any, NamedTuple
 
-import av
 import numpy as np
 
-from mofore.data.decode import CHUNK_FRAMES, DecodeError, Reader, first_line, load
+from mofore.data.decode import open_reader
+from mofore.data.manifest import VIDEO_COLUMNS, Access, Decoder, Row, Video
+from mofore.data.scan import Scan, checksum, describe, scan
+from mofore.data.storage import DecodeError, Source, load, os_reason
 
-SEEKS = 8  # frames that are read by seeking and compared with the same frames read in order
-
-
-class VideoInfo(NamedTuple):
-    """Properties of a verified video, as in a `Row` of the manifest."""
-
-    frames: int
-    fps: float
-    width: int  # pixels
-    height: int  # pixels
-    duration: float  # seconds
-    digest: str  # SHA-256 of the bytes, hex
+MAX_BAD_SHARE = 0.1
+DECODERS = (Decoder.pyav,)
 
 
-def verify_video(uri: str, offset: int | None = None, size: int | None = None) -> VideoInfo:
+class Verified(NamedTuple):
+    """A video that can be used, its frames that cannot, and the SHA-256 of its bytes (hex)."""
+
+    video: Video
+    bad_frames: int
+    digest: str
+
+    def row(self, uri: str | None = None, **annotations: str | None) -> Row:
+        """As in a manifest. uri: in place of the one that was opened. annotations: label, group,
+        split.
+        """
+        values: dict[str, Any] = {name: getattr(self.video, name) for name in VIDEO_COLUMNS}
+        values["uri"] = uri or self.video.uri
+        values |= annotations
+        return Row(**values, bad_frames=self.bad_frames, digest=self.digest)
+
+
+def verify_video(
+    uri: str,
+    offset: int | None = None,
+    size: int | None = None,
+    decoders: Sequence[Decoder] = DECODERS,
+    max_bad_share: float = MAX_BAD_SHARE,
+) -> Verified:
     """Verify the video at `uri`, or in its bytes [offset, offset + size).
+
+    decoders: those that may be used; the first one that seeks to the right frames is. Where none
+    does, PyAV decodes in order. max_bad_share: of frames that cannot be decoded, and of the
+    duration that the header states.
 
     Raises DecodeError, with the reason, if it cannot be used for pretraining.
     """
@@ -36,87 +59,58 @@ def verify_video(uri: str, offset: int | None = None, size: int | None = None) -
     except UnicodeEncodeError:
         raise DecodeError(uri, "the file name is not UTF-8: rename the file") from None
     source = load(uri, offset, size)
-    digest = _hash(uri, source)
-    _check_container(uri, source)
-    reader = Reader(uri, source)
-    frames = len(reader)
-    if frames == 1:
-        raise DecodeError(uri, "one frame: a video needs at least two")
-    height, width = _decode_all(reader, source)
-    fps = (frames - 1) / float(reader.times[-1]) if reader.times[-1] > 0 else 0.0
-    if not 0 < fps < float("inf"):
-        raise DecodeError(uri, "all frames have the same timestamp")
-    return VideoInfo(frames, fps, width, height, frames / fps, digest)
+    digest = _hash(source)
+    found = scan(source)
+    _check_damage(uri, found, max_bad_share)
+    return Verified(_choose_access(source, offset, found, decoders), found.bad, digest)
 
 
-def _hash(uri: str, source: str | bytes) -> str:
+def _check_damage(uri: str, found: Scan, max_bad_share: float) -> None:
+    total, seconds = found.bad + len(found.checksums), found.frame_index.duration
+    if found.bad > max_bad_share * total:
+        raise DecodeError(uri, f"{found.bad} of {total} frames cannot be decoded or are missing")
+    if found.stated - seconds > max_bad_share * found.stated:
+        raise DecodeError(uri, f"cut off: {seconds:.2f} of {found.stated:.2f} s can be decoded")
+
+
+def _choose_access(
+    source: Source, offset: int | None, found: Scan, decoders: Sequence[Decoder]
+) -> Video:
+    for decoder in decoders if found.timed else ():
+        video = describe(source, offset, found, decoder, Access.seek)
+        if _seeks_right(source, video, found.checksums):
+            return video
+    return describe(source, offset, found, Decoder.pyav, Access.order)
+
+
+def _seeks_right(source: Source, video: Video, checksums: list[int]) -> bool:
+    """Whether seeking returns every frame as decoding in order does.
+
+    Half of the frames are read at a time, so that the reader also leaves out frames.
+    """
+    try:
+        with closing(open_reader(source, video)) as reader:
+            for first in (0, 1):
+                wanted = np.arange(first, video.frames, 2)
+                frames = zip(wanted, reader.frames(wanted), strict=True)
+                if any(checksum(frame) != checksums[number] for number, frame in frames):
+                    return False
+    except DecodeError:
+        return False
+    return True
+
+
+def _hash(source: Source) -> str:
     """SHA-256 of the bytes, hex. Opens a local file first, and so reports why it is unreadable."""
-    if isinstance(source, bytes):
-        sha, length = hashlib.sha256(source), len(source)
+    if isinstance(source.data, bytes):
+        sha, length = hashlib.sha256(source.data), len(source.data)
     else:
         try:
-            with open(source, "rb") as file:
+            with open(source.data, "rb") as file:
                 sha = hashlib.file_digest(file, "sha256")
                 length = file.tell()
         except OSError as error:
-            reasons = {
-                FileNotFoundError: "no such file",
-                PermissionError: "no permission to read it",
-            }
-            reason = reasons.get(type(error), error.strerror or first_line(error))
-            raise DecodeError(uri, reason) from None
+            raise DecodeError(source.uri, os_reason(error)) from None
     if not length:
-        raise DecodeError(uri, "empty file")
+        raise DecodeError(source.uri, "empty file")
     return sha.hexdigest()
-
-
-def _check_container(uri: str, source: str | bytes) -> None:
-    """Raise DecodeError if there is no video stream, no frame, or if the last packet is incomplete.
-
-    Uses PyAV, which distinguishes these cases; decord takes a truncated file for a shorter one. The
-    frame count in the header is unreliable: in valid files (JHMDB) it is up to 8 too high.
-    """
-    try:
-        with av.open(io.BytesIO(source) if isinstance(source, bytes) else source, "r") as container:
-            if not container.streams.video:
-                detail = " (audio only)" if container.streams.audio else ""
-                raise DecodeError(uri, f"no video stream{detail}")
-            stream = container.streams.video[0]
-            packets, truncated = 0, False
-            for packet in container.demux(stream):
-                if packet.size:
-                    packets, truncated = packets + 1, packet.is_corrupt
-            if not packets:
-                raise DecodeError(uri, "zero frames")
-            if truncated:
-                total = f" of {stream.frames}" if stream.frames else ""
-                raise DecodeError(uri, f"truncated: only {packets - 1}{total} frames are complete")
-    except av.FFmpegError as error:
-        raise DecodeError(uri, f"not a video or damaged: {error.strerror}") from None
-
-
-def _decode_all(reader: Reader, source: str | bytes) -> tuple[int, int]:
-    """Decode every frame: height and width in pixels.
-
-    If training will seek in this file, check that seeking returns the same frames.
-    """
-    frames = len(reader)
-    checked = np.unique(np.linspace(0, frames - 1, SEEKS + 2).astype(int)[1:-1])
-    in_order, decoded = [], 0
-    try:
-        for start, chunk in reader.scan(frames):
-            decoded += len(chunk)
-            in_order.append(chunk[checked[(checked >= start) & (checked < decoded)] - start])
-    except DecodeError as error:
-        stop = min(decoded + CHUNK_FRAMES, frames)
-        reason = f"{error.reason} (between frames {decoded} and {stop} of {frames})"
-        raise DecodeError(reader.uri, reason) from None
-    if reader.seekable and not np.array_equal(
-        Reader(reader.uri, source).seek(checked), np.concatenate(in_order)
-    ):
-        raise DecodeError(
-            reader.uri,
-            "seeking returns other frames than reading in order: re-encode it, "
-            "for example with ffmpeg -i OLD -c:v libx264 NEW.mp4",
-        )
-    return chunk.shape[1], chunk.shape[2]

@@ -235,6 +235,5 @@ def _stretch(values: Tensor, length: int, dim: int) -> Tensor:
 
 
 def centre_view(frames: NDArray[np.uint8], size: int) -> Tensor:
-    """The view of evaluation, centre crop and resize: u8 [T, H, W, 3] -> u8 [3, T, size, size]."""
-    crop = centre_crop(frames.shape[1], frames.shape[2])
-    return crop_and_resize(frames, crop, size).transpose(0, 1)
+    """The view of evaluation, centre crop and resize: u8 [T, H, W, 3] -> u8 [T, 3, size, size]."""
+    return crop_and_resize(frames, centre_crop(frames.shape[1], frames.shape[2]), size)

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from mofore.errors import UserError
 from mofore.models.backbone import (
     Attention,
     BackboneConfig,
@@ -74,16 +75,18 @@ class VideoEncoder(nn.Module):
 
         clips: u8 [B, C, T, H, W]. visible: i64 [B, M], indices of the tokens to encode (joint
         attention only); the others are dropped as pixels, and the result is [B, M, D].
-        Raises UserError if the clip does not divide into tubelets.
+        Raises UserError if the clips have another dtype or layout, or do not divide into tubelets.
         """
         assert visible is None or self.attention is Attention.joint
+        check_clips(clips)
         tokens = self._embed_tubelets(clips, visible)
-        prefix = self.prefix_tokens.to(tokens.dtype).expand(len(tokens), -1, -1)
+        # shape[0], not len(): torch.export would make len() a constant.
+        prefix = self.prefix_tokens.to(tokens.dtype).expand(tokens.shape[0], -1, -1)
         tokens = torch.cat([prefix, tokens], dim=1)
         every = self.grad_checkpoint_every if self.training else 0
         tokens = self.norm(run_blocks(self.blocks, self.norm_pre(tokens), every))
         tokens = tokens[:, prefix.shape[1] :]
-        return rearrange(tokens, "(b m) n d -> b (m n) d", b=len(clips))
+        return rearrange(tokens, "(b m) n d -> b (m n) d", b=clips.shape[0])
 
     def embed(self, clips: Tensor) -> Tensor:
         """Clips u8 [B, C, T, H, W] -> embeddings f32 [B, D]: the mean token."""
@@ -124,6 +127,44 @@ class VideoEncoder(nn.Module):
             # Per channel: normalising all together would amplify the hue of a flat tubelet.
             planes = F.layer_norm(planes, planes.shape[-1:], eps=MIN_TUBELET_VARIANCE)
         return planes.flatten(-2)
+
+
+def check_clips(clips: Tensor) -> None:
+    """Raise UserError, with the remedy, unless clips are u8 [B, 3, T, H, W].
+
+    Other values would be normalised as if they were 0 to 255, and other layouts may broadcast.
+    """
+    if not isinstance(clips, Tensor):
+        found, remedy = f"the type {type(clips).__name__}", "pass a tensor: torch.from_numpy(array)"
+    elif clips.ndim != 5:
+        found = f"{clips.ndim} dimensions {list(clips.shape)}"
+        remedy = "add the batch dimension to one clip with clips.unsqueeze(0)"
+    elif clips.shape[1] != 3:
+        found = f"the shape {list(clips.shape)}"
+        remedy = _layout_remedy(clips)
+    elif clips.dtype != torch.uint8:
+        found = f"the dtype {clips.dtype}"
+        remedy = (
+            "convert values from 0 to 1 with (255 * clips).round().to(torch.uint8), values from 0 "
+            "to 255 with clips.to(torch.uint8), and do not normalise them: the encoder does"
+        )
+    else:
+        return
+    raise UserError(
+        f"clips must be a uint8 tensor [B, 3, T, H, W], RGB; they have {found}: {remedy}."
+    )
+
+
+def _layout_remedy(clips: Tensor) -> str:
+    if clips.shape[-1] == 3:
+        return "move the channels from the last place with clips.movedim(-1, 1)"
+    if clips.shape[2] == 3:
+        return "swap time and channels with clips.transpose(1, 2)"
+    if clips.shape[1] == 1:
+        return "repeat a grey channel with clips.expand(-1, 3, -1, -1, -1)"
+    if clips.shape[1] == 4:
+        return "drop an alpha channel with clips[:, :3]"
+    return "bring three channels, RGB, to the second place"
 
 
 def run_blocks(blocks: nn.Module, tokens: Tensor, grad_checkpoint_every: int = 0) -> Tensor:

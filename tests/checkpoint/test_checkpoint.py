@@ -20,9 +20,10 @@ from mofore.checkpoint.reader import (
     teacher_weights,
 )
 from mofore.checkpoint.writer import commit, owned_shards, prune, write_shards
-from mofore.data.manifest import VIDEO_COLUMNS, Row, read_manifest, write_manifest
+from mofore.data.manifest import VIDEO_COLUMNS, read_manifest, write_manifest
 from mofore.errors import UserError
 from mofore.types import Shard
+from tests import videos
 from tests.small import differing, metrics, state
 
 SHAPES = {name: [3, 2] for name in ("weights/student.a", "weights/teacher.a", "exp_avg/student.a")}
@@ -251,7 +252,7 @@ def test_another_manifest_is_named(tmp_path, run_small, manifest):
     read, other = read_manifest(manifest), tmp_path / "other.parquet"
     one_less = [read[row] for row in range(len(read) - 1)]
     rows = [
-        Row(*(getattr(video, name) for name in VIDEO_COLUMNS), digest="x") for video in one_less
+        videos.row(**{name: getattr(video, name) for name in VIDEO_COLUMNS}) for video in one_less
     ]
     write_manifest(other, rows)
     refused(

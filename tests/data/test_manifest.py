@@ -8,30 +8,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from mofore.data.manifest import (
-    Row,
+    VIDEO_COLUMNS,
     Video,
     read_annotations,
     read_manifest,
     write_manifest,
 )
 from mofore.errors import UserError
+from tests import videos
 
 
 def rows(n=3):
     return [
-        Row(
-            f"a/{i}.mp4",
-            None,
-            None,
-            10 + i,
-            24.0,
-            64,
-            48,
-            (10 + i) / 24,
-            f"{i:064x}",
-            "run",
-            f"g{i}",
-            "train",
+        videos.row(
+            f"a/{i}.mp4", 10 + i, digest=f"{i:064x}", label="run", group=f"g{i}", split="train"
         )
         for i in range(n)
     ]
@@ -44,7 +34,9 @@ def test_videos_are_read_back(tmp_path):
     write_manifest(path, [rows()[0], member, remote])
     manifest = read_manifest(path)
     assert len(manifest) == 3
-    assert manifest[0] == Video(f"{tmp_path}/a/0.mp4", None, None, 10, 24.0, 64, 48, 10 / 24)
+    expected = {name: getattr(rows()[0], name) for name in VIDEO_COLUMNS}
+    assert manifest[0] == Video(**expected | {"uri": f"{tmp_path}/a/0.mp4"})
+    assert manifest[0].frame_index().times == pytest.approx([i / 24 for i in range(10)])
     assert (manifest[1].uri, manifest[1].offset, manifest[1].size) == ("/data/shard.tar", 512, 2048)
     assert manifest[2].uri == "s3://bucket/a.mp4"
     assert manifest.column("frames").tolist() == [10, 10, 10]

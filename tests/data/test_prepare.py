@@ -81,14 +81,14 @@ def test_refused_files_are_listed_with_their_reasons(mixed):
         "bad/noise.mp4": "not a video or damaged",
         "bad/one.mp4": "one frame",
         "bad/sound.mp4": "no video stream (audio only)",
-        "bad/truncated.avi": "truncated",
+        "bad/truncated.avi": "cut off",
         "bad/zero.avi": "zero frames",
     }
 
 
 def test_no_other_file_or_process_remains(mixed):
     _, out, _ = mixed
-    assert sorted(os.listdir(out)) == ["manifest.parquet", "refused.csv"]
+    assert sorted(os.listdir(out)) == ["damaged.csv", "manifest.parquet", "refused.csv"]
     assert not multiprocessing.active_children()
 
 

@@ -60,10 +60,10 @@ def test_crops_lie_inside_and_have_the_right_area(height, width):
 def test_the_largest_crop_is_the_centre():
     augment = AugmentConfig(crop_min_area=1.0, flip_prob=0.0)
     assert draw_crop(np.random.default_rng(0), 40, 100, augment) == Crop(0, 30, 40, False)
-    view = centre_view(ramp(40, 100), 40)
+    view = centre_view(ramp(40, 100), 40).transpose(0, 1)
     assert view.shape == (3, 2, 40, 40)
     assert view[0, 0, 0].tolist() == list(range(30, 70))
-    portrait = centre_view(ramp(100, 40), 40)
+    portrait = centre_view(ramp(100, 40), 40).transpose(0, 1)
     assert portrait[1, 0, :, 0].tolist() == list(range(30, 70))
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from mofore.data.decode import open_video, read_frames
 from mofore.data.manifest import Row, read_manifest, write_manifest
+from mofore.data.verify import verify_video
 from mofore.evaluation.features import (
     Features,
     l2_normalise,
@@ -64,11 +65,8 @@ def make_videos(folder: Path, groups: int = 4, labelled: bool = True) -> list[Ro
             split = (
                 ("test" if group >= groups - max(1, groups // 4) else "train") if labelled else None
             )
-            size = dict(
-                frames=len(frames), fps=10.0, width=96, height=72, duration=len(frames) / 10
-            )
             known = dict(label=label, group=f"g{group}") if labelled else {}
-            rows.append(Row(name, None, None, **size, digest=name, split=split, **known))  # type: ignore[arg-type]
+            rows.append(verify_video(str(folder / name)).row(name, split=split, **known))
     return rows
 
 
@@ -191,8 +189,8 @@ def write_evaluation(folder: Path, manifest: Path, rows: Sequence[Row]) -> None:
 
 def read_clip(video: Any) -> np.ndarray:
     """Eight frames over a whole video, 8 x 8 pixels. f32 [8, 8, 8, 3] in 0..1."""
-    reader = open_video(video)
-    frames = read_frames(reader, np.linspace(0, len(reader) - 1, 8).round().astype(int))
+    with open_video(video) as reader:
+        frames = read_frames(reader, np.linspace(0, video.frames - 1, 8).round().astype(int))
     small = [np.asarray(Image.fromarray(frame).resize((8, 8))) for frame in frames]
     return np.stack(small).astype(np.float32) / 255
 

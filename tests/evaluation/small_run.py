@@ -10,6 +10,7 @@ from mofore.config import PretrainConfig, write_config
 from mofore.data.dataset import DataConfig
 from mofore.data.manifest import Row, read_manifest, write_manifest
 from mofore.data.synthetic import MOTIONS, motion_video, write_h264
+from mofore.data.verify import verify_video
 from mofore.evaluation.config import EvaluateConfig
 from mofore.models.backbone import BackboneConfig
 from mofore.models.forecaster import ForecasterConfig
@@ -26,8 +27,7 @@ def make_rows(folder: Path) -> list[Row]:
         path = folder / motion / f"{texture}.mp4"
         path.parent.mkdir(exist_ok=True)
         write_h264(path, motion_video(motion, texture, frames=FRAMES, size=SIZE, fps=FPS), FPS)
-        length, group = FRAMES / FPS, f"texture {texture}"
-        made.append(Row(str(path), None, None, FRAMES, FPS, SIZE, SIZE, length, "0", motion, group))
+        made.append(verify_video(str(path)).row(label=motion, group=f"texture {texture}"))
     return made
 
 

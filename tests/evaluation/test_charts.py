@@ -1,9 +1,10 @@
 """Charts and the map of the embeddings: what they show, and that they are deterministic."""
 
 import numpy as np
+import pytest
 
 from mofore.evaluation import embedding_map
-from mofore.evaluation.charts import training_curves
+from mofore.evaluation.charts import bin_edges, histogram, training_curves
 
 
 def test_classes_have_distinct_markers_and_beyond_48_the_rarest_are_grey():
@@ -32,3 +33,25 @@ def test_curves_leave_out_metrics_that_are_not_logged_or_not_finite():
     assert "from 1 to 0.0002" in pictures[0].alt
     assert len(pictures[0].uri) < 100_000
     assert training_curves([{"step": 1, "loss": 1.0}])[0].alt.startswith("Loss, steps 1 to 1")
+
+
+@pytest.mark.parametrize(
+    ("values", "log"),
+    [
+        ([3, 1, 2, 2], False),
+        ([5], False),
+        ([0, 7], False),
+        ([0, 1000], False),
+        ([0.1, 3, 10.01], True),
+        ([1e-3, 7, 1e5 / 3], True),
+    ],
+)
+def test_a_histogram_counts_every_value(values, log):
+    array = np.array(values)
+    edges, is_log = bin_edges(array)
+    assert is_log == log
+    assert np.histogram(array, edges)[0].sum() == len(values)
+    widths = np.diff(np.log(edges) if log else edges)
+    np.testing.assert_allclose(widths, widths[0], rtol=1e-6)
+    chart = histogram("Durations", array, "seconds")
+    assert chart.alt.startswith(f"Durations in seconds: {min(values):.4g} to {max(values):.4g}, ")

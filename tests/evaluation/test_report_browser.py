@@ -1,9 +1,6 @@
 """The report in a browser: it loads nothing, fits a phone and a desktop, its images work."""
 
 import io
-import os
-import shutil
-from importlib.util import find_spec
 
 import pytest
 from PIL import Image
@@ -12,29 +9,6 @@ from mofore.evaluation.report import write_report
 from tests.evaluation.run_folder import make_run, make_videos
 
 pytestmark = pytest.mark.browser
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-]
-FLAGS += ["--disable-component-update", "--disable-sync"]
-
-
-@pytest.fixture(scope="module")
-def browser():
-    chromium = shutil.which("chromium")
-    if chromium is None or find_spec("playwright") is None:
-        reason = "needs chromium and playwright: apt-get install chromium; pip install playwright"
-        assert "browser" not in os.environ.get("MOFORE_REQUIRE", ""), reason
-        pytest.skip(reason)
-    from playwright import sync_api
-
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -2,9 +2,10 @@ from collections import Counter
 
 import pytest
 
-from mofore.data.manifest import Annotations, Row, read_manifest, write_manifest
+from mofore.data.manifest import Annotations, read_manifest, write_manifest
 from mofore.errors import UserError
 from mofore.evaluation.splits import choose_split, derive_splits, shared_groups, video_names
+from tests import videos
 
 
 def annotations(labels=None, groups=None, splits=None, n=40) -> Annotations:
@@ -97,13 +98,11 @@ def test_the_error_without_a_test_split_names_the_remedy():
 
 
 def test_names_of_videos_do_not_depend_on_the_folder_of_the_dataset(tmp_path):
-    def row(uri: str, offset: int | None = None) -> Row:
-        return Row(uri, offset, None if offset is None else 5, 10, 10.0, 8, 8, 1.0, "0")
-
     found = []
     for folder in (tmp_path / "here", tmp_path / "there"):
         folder.mkdir()
-        rows = [row("a.mp4"), row("shard.tar", 0), row("shard.tar", 512), row("s3://bucket/b.mp4")]
+        names = [("a.mp4", None), ("shard.tar", 0), ("shard.tar", 512), ("s3://bucket/b.mp4", None)]
+        rows = [videos.row(uri, offset=offset) for uri, offset in names]
         write_manifest(folder / "manifest.parquet", rows)
         found.append(video_names(read_manifest(folder / "manifest.parquet")))
     assert found[0] == found[1] == ["a.mp4", "shard.tar@0", "shard.tar@512", "s3://bucket/b.mp4"]

@@ -20,6 +20,7 @@ COMMANDS = [
     "report",
     "export",
     "compare",
+    "data",
     "config",
     "plan",
     "profile",

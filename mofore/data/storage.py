@@ -1,0 +1,77 @@
+"""The bytes of a video, wherever it lies: the path of a local file, or what fsspec reads."""
+
+import os
+import re
+from typing import NamedTuple
+
+import fsspec
+
+
+class DecodeError(Exception):
+    """A video that cannot be decoded: its `uri` and a one-line `reason`."""
+
+    def __init__(self, uri: str, reason: str):
+        super().__init__(uri, reason)
+        self.uri, self.reason = uri, reason
+
+    def __str__(self) -> str:
+        return f"{self.uri}: {self.reason}"
+
+
+class Source(NamedTuple):
+    """A video to open: its `uri`, for messages, and the path of a local file or its bytes."""
+
+    uri: str
+    data: str | bytes
+
+    @property
+    def size(self) -> int:
+        """Bytes. Raises DecodeError if the file cannot be looked at."""
+        if isinstance(self.data, bytes):
+            return len(self.data)
+        try:
+            return os.stat(self.data).st_size
+        except OSError as error:
+            raise DecodeError(self.uri, os_reason(error)) from None
+
+
+def load(uri: str, offset: int | None = None, size: int | None = None) -> Source:
+    """The path of a local file, or the bytes [offset, offset + size) if an offset is given.
+
+    Other file systems are read whole by fsspec. Its file system is created here, in the process
+    that reads: s3fs and others do not survive a fork.
+
+    Raises DecodeError if the bytes cannot be read.
+    """
+    if offset is None and uri.startswith("file://"):
+        return Source(uri, uri.removeprefix("file://"))
+    if offset is None and "://" not in uri:
+        return Source(uri, uri)
+    try:
+        system, path = fsspec.url_to_fs(uri)
+        part = () if offset is None else (offset, offset + (size or 0))
+        data = system.cat_file(path, *part)
+    except FileNotFoundError:
+        raise DecodeError(uri, "no such file") from None
+    except Exception as error:  # each file system has its own exceptions
+        reason = f"cannot be read: {type(error).__name__}: {first_line(error)}"
+        raise DecodeError(uri, reason) from error
+    if offset is not None and len(data) != size:
+        raise DecodeError(uri, f"the file ends inside this member (offset {offset}, size {size})")
+    return Source(uri, data)
+
+
+def os_reason(error: OSError) -> str:
+    """Why a local file cannot be opened."""
+    if isinstance(error, FileNotFoundError):
+        return "no such file"
+    if isinstance(error, PermissionError):
+        return "no permission to read it"
+    return error.strerror or first_line(error)
+
+
+def first_line(error: BaseException) -> str:
+    """First line of an error, without decord's time, source positions and memory addresses."""
+    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = re.sub(r"\[\d\d:\d\d:\d\d\] \S+:\d+: ", "", line)
+    return re.sub(r"Check failed: .*? \(.*? vs\. .*?\) ", "", line)[:200]
