@@ -68,7 +68,8 @@ def add_prepare(commands: Commands) -> None:
     parser.add_argument(
         "root",
         metavar="VIDEOS",
-        help="folder of videos; its subfolders are classes, used in evaluation only",
+        help="folder or URL of videos; its subfolders are classes, or train, val and test with "
+        "classes below; used in evaluation only",
     )
     parser.add_argument(
         "--out",
@@ -80,7 +81,8 @@ def add_prepare(commands: Commands) -> None:
         "--list",
         dest="listing",
         metavar="FILE",
-        help="use these files only: one path per line, or a CSV with a column uri",
+        help="use these files only: one path per line, a CSV with a column path or uri, or a list "
+        "of Kinetics, Something-Something, TSN, VideoMAE or mmaction",
     )
     parser.add_argument(
         "--split",

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mofore.config import PretrainConfig, flatten_dict, to_plain_dict
-from mofore.data.manifest import VIDEO_COLUMNS
+from mofore.data.manifest import SCHEMA
 from mofore.evaluation.config import EvaluateConfig
 from mofore.export import write_encoder
 from mofore.launch.cluster import ClusterConfig
@@ -74,7 +74,7 @@ def test_metrics_exist(name: str) -> None:
 def test_manifest_columns_are_listed() -> None:
     rows = table_rows((REPOSITORY / "docs/data.md").read_text(), "column")
     listed = {each for row in rows for each in re.findall(r"`(\w+)`", row[0])}
-    assert listed == {*VIDEO_COLUMNS, "digest", "label", "group", "split"}
+    assert listed == {*SCHEMA.names}
 
 
 def test_messages_exist() -> None:

@@ -6,8 +6,10 @@ read_frames          frames at any indices
 read_views           the same, turned into views, with only a few frames in memory at a time
 """
 
+import ctypes
+import itertools
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing
+from contextlib import contextmanager
 from typing import Protocol
 
 import numpy as np
@@ -19,10 +21,12 @@ from mofore.data.decord_reader import DecordReader
 from mofore.data.manifest import Access, Decoder, Video
 from mofore.data.pyav_reader import PyAVReader
 from mofore.data.scan import describe, scan
-from mofore.data.storage import DecodeError, Source, load
+from mofore.data.storage import DecodeError, VideoFile, load
 from mofore.data.torchcodec_reader import TorchcodecReader
 
 CHUNK_BYTES = 2**25  # of frames that are turned into views at a time
+TRIM_EVERY = 50  # videos that are closed
+_closings = itertools.count(1)
 
 
 class Reader(Protocol):
@@ -40,7 +44,8 @@ class Reader(Protocol):
         ...
 
 
-def open_video(video: Video) -> AbstractContextManager[Reader]:
+@contextmanager
+def open_video(video: Video) -> Iterator[Reader]:
     """The reader of a row, which is closed when its context ends.
 
     Raises DecodeError if the file is missing, is no video, or has another size than in the row.
@@ -51,10 +56,26 @@ def open_video(video: Video) -> AbstractContextManager[Reader]:
         raise DecodeError(
             video.uri, f"it has {source.size} bytes in place of {video.size}: the file has changed"
         )
-    return closing(open_reader(source, video))
+    reader = open_reader(source, video)
+    try:
+        yield reader
+    finally:
+        reader.close()
+        if next(_closings) % TRIM_EVERY == 0:
+            return_free_memory()
 
 
-def open_reader(source: Source, video: Video) -> Reader:
+def return_free_memory() -> None:
+    """Give memory that is not in use back to the system, if the C library is glibc.
+
+    It keeps what decoders free, and finds ever less of it fit for the next video.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+        trim(0)
+
+
+def open_reader(source: VideoFile, video: Video) -> Reader:
     """Raises DecodeError if it is not a video, UserError if its decoder is not installed."""
     if video.decoder is Decoder.decord:
         return DecordReader(source, video.frame_index())

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofore.data.frame_index import FrameIndex
-from mofore.data.storage import DecodeError, Source, first_line
+from mofore.data.storage import DecodeError, VideoFile, first_line
 
 # decord replaces a frame that it cannot decode by a neighbour, unless this share is exceeded.
 FAULT_TOLERANCE = 1e-9
@@ -25,7 +25,7 @@ class DecordReader:
     Raises DecodeError if `source` is not a video, or has other frames than `index`.
     """
 
-    def __init__(self, source: Source, index: FrameIndex) -> None:
+    def __init__(self, source: VideoFile, index: FrameIndex) -> None:
         self.source = source
         # decord's FFmpeg logs every irregularity of a file. Real errors arrive as exceptions.
         decord.logging.set_level(decord.logging.QUIET)

@@ -14,7 +14,7 @@ import posixpath
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import fsspec
 import numpy as np
@@ -43,6 +43,7 @@ SCHEMA = pa.schema(
         pa.field("index", pa.binary(), nullable=False),
         pa.field("bad_frames", pa.int64(), nullable=False),
         pa.field("digest", pa.string(), nullable=False),
+        pa.field("fingerprint", pa.string(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("group", pa.string()),
         pa.field("split", pa.string()),
@@ -104,11 +105,12 @@ class Row(Video):
     """A row of the file: the video and annotations for evaluation.
 
     bad_frames: frames that cannot be decoded or that the file has lost. digest: SHA-256 of the
-    bytes (hex).
+    bytes (hex). fingerprint: changes if the file may have changed; "" if unknown.
     """
 
     bad_frames: int
     digest: str
+    fingerprint: str = ""
     label: str | None = None
     group: str | None = None
     split: str | None = None
@@ -197,13 +199,27 @@ def write_manifest(path: str | os.PathLike[str], rows: Iterable[Row], root: str 
 
     root: where uris count from; itself it may count from the manifest's folder.
     """
-    plain = [
-        asdict(row) | {"decoder": row.decoder.value, "access": row.access.value} for row in rows
-    ]
-    table = pa.Table.from_pylist(plain, schema=SCHEMA)
+    table = pa.Table.from_pylist([plain_values(row) for row in rows], schema=SCHEMA)
     table = table.replace_schema_metadata(SCHEMA.metadata | {ROOT_KEY: root.encode()})
     with replace_file(path) as temporary:
         pq.write_table(table, temporary)
+
+
+def plain_values(row: Row) -> dict[str, Any]:
+    """The values of its columns."""
+    return asdict(row) | {"decoder": row.decoder.value, "access": row.access.value}
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """All columns of all rows, uris as stored. Raises UserError if there is no manifest at `path`.
+
+    For `prepare`, not for training: rows have annotations.
+    """
+    rows = []
+    for values in _read(os.fspath(path), SCHEMA.names).to_pylist():
+        values["decoder"], values["access"] = Decoder(values["decoder"]), Access(values["access"])
+        rows.append(Row(**values))
+    return rows
 
 
 def _read(path: str, columns: list[str]) -> pa.Table:

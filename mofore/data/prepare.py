@@ -8,12 +8,13 @@ of which some frames do not decode is used without them, and listed in damaged.c
 import csv
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import joblib
 
 from mofore.data.annotate import annotate
+from mofore.data.known_rows import KnownRows
 from mofore.data.manifest import Access, Decoder, Row, write_manifest
 from mofore.data.sources import Source, examples, find_sources
 from mofore.data.torchcodec_reader import import_torchcodec
@@ -57,16 +58,17 @@ def prepare(
     """Write OUT/manifest.parquet, rows sorted by uri, OUT/refused.csv (`uri,reason`), and
     OUT/damaged.csv (`uri,frames,bad_frames`).
 
-    root: folder of the videos; the first folder below it is a video's label, for evaluation only.
-    listing: use these videos instead of all below `root`: a .csv or .tsv with a column uri or path
-        and optionally label, group, split, offset, size (a member of a larger file); or a text file
-        with one path per line, optionally followed by a label.
+    root: folder of the videos; folders below it are labels and splits, for evaluation only.
+    listing: use the videos of this list, in one of the formats of `mofore.data.lists`.
     splits, classes, groups: lists as in `mofore.data.annotate`; groups may also be "ucf101".
     workers: processes; None uses one per core. timeout: seconds allowed for one video, and again
         for each 20 MB of it.
     decoders, max_bad_share: as in `mofore.data.verify`.
 
     Uris are written relative to `root`. If `root` lies below OUT, both can be moved together.
+
+    Files that an earlier call has verified and that have not changed are not decoded again. What an
+    interrupted call has verified is in OUT/unfinished.jsonl, for the next one.
 
     Raises UserError, and writes nothing, if something is missing, if lists contradict each other or
     if no video decodes.
@@ -85,14 +87,31 @@ def prepare(
     sources, notes = find_sources(root, listing)
     notes += annotate(sources, splits, classes, groups)
     check = functools.partial(verify_video, decoders=decoders, max_bad_share=max_bad_share)
+    if root.startswith("file://") and "::" not in root:
+        root = root.removeprefix("file://")
     root = root.rstrip("/") if "://" in root else os.path.abspath(root)
-    rows, refused = _collect(sources, verify_all(sources, check, workers, timeout), root)
+    known = KnownRows(out, decoders, max_bad_share)
+    unchanged, changed = _split_known(sources, known, root)
+    results = verify_all(changed, check, workers, timeout)
+    verified, refused = _collect(changed, results, known, root)
+    rows = sorted(unchanged + verified, key=lambda row: (row.uri, row.offset or 0))
     if not rows:
         reasons = examples([f"{uri}: {reason}" for uri, reason in refused])
         raise UserError(
             f"None of the {len(refused)} videos in {listing or root} decodes: {reasons}. "
             "Nothing was written."
         )
+    if unchanged:
+        notes.append(f"{len(unchanged)} videos were verified before and have not changed.")
+    notes += access_notes(rows) + duplicate_notes(rows)
+    prepared = _write(out, root, rows, refused, notes)
+    known.finish()
+    return prepared
+
+
+def _write(
+    out: str, root: str, rows: list[Row], refused: list[tuple[str, str]], notes: list[str]
+) -> Prepared:
     os.makedirs(out, exist_ok=True)
     names = ("manifest.parquet", "refused.csv", "damaged.csv")
     manifest, refused_csv, damaged_csv = (os.path.join(out, name) for name in names)
@@ -101,7 +120,6 @@ def prepare(
     lines = [(row.uri, row.frames, row.bad_frames) for row in damaged]
     _write_csv(damaged_csv, ("uri", "frames", "bad_frames"), lines)
     write_manifest(manifest, rows, _root_in_manifest(root, out))
-    notes += access_notes(rows) + duplicate_notes(rows)
     counts = tuple(refused), len(damaged), tuple(notes)
     return Prepared(manifest, refused_csv, damaged_csv, len(rows), *counts)
 
@@ -123,21 +141,42 @@ def _check_writable(out: str) -> None:
         raise UserError(f"Cannot write to {out}: no permission in {parent}. Give another folder.")
 
 
+def _split_known(
+    sources: Sequence[Source], known: KnownRows, root: str
+) -> tuple[list[Row], list[Source]]:
+    """Rows of the videos that have not changed since they were verified, and the other videos."""
+    rows, changed = [], []
+    for source in sources:
+        row = known.find(source, _relative(source.uri, root))
+        if row:
+            rows.append(row)
+        else:
+            changed.append(source)
+    return rows, changed
+
+
 def _collect(
-    sources: Sequence[Source], results: Sequence[Verified | str], root: str
+    sources: Sequence[Source],
+    results: Iterator[tuple[int, Verified | str]],
+    known: KnownRows,
+    root: str,
 ) -> tuple[list[Row], list[tuple[str, str]]]:
-    """Rows of the verified videos and (uri, reason) of the others, both sorted by uri."""
+    """Rows of the verified videos, and (uri, reason) of the others sorted by uri."""
     rows: list[Row] = []
     refused: list[tuple[str, str]] = []
-    for source, result in zip(sources, results, strict=True):
+    for number, result in results:
+        source = sources[number]
         if isinstance(result, str):
             refused.append((source.uri, result))
         else:
-            uri = source.uri.removeprefix(f"{root.rstrip('/')}/")
-            rows.append(result.row(uri, label=source.label, group=source.group, split=source.split))
-    rows.sort(key=lambda row: (row.uri, row.offset or 0))
-    refused.sort()
-    return rows, refused
+            annotations = dict(label=source.label, group=source.group, split=source.split)
+            rows.append(result.row(_relative(source.uri, root), **annotations))
+            known.append(rows[-1])
+    return rows, sorted(refused)
+
+
+def _relative(uri: str, root: str) -> str:
+    return uri.removeprefix(f"{root.rstrip('/')}/")
 
 
 def _write_csv(path: str, header: Sequence[str], lines: Sequence[Sequence[object]]) -> None:

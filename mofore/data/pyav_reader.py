@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from mofore.data.frame_index import FrameIndex
 from mofore.data.orientation import Filter, orientation_filters, swaps_sides
-from mofore.data.storage import DecodeError, Source, os_reason
+from mofore.data.storage import DecodeError, VideoFile, os_reason
 
 av.logging.set_level(av.logging.PANIC)  # FFmpeg logs every irregularity; errors are exceptions
 
@@ -36,7 +36,7 @@ class PyAVReader:
     """
 
     def __init__(
-        self, source: Source, index: FrameIndex, width: int, height: int, seek: bool
+        self, source: VideoFile, index: FrameIndex, width: int, height: int, seek: bool
     ) -> None:
         self.source, self.index, self.seek = source, index, seek
         self._convert = Converter(width, height)
@@ -171,7 +171,7 @@ def shown_size(frame: VideoFrame) -> tuple[int, int]:
     return size[::-1] if swaps_sides(display_filters(frame)) else size
 
 
-def open_container(source: Source) -> InputContainer:
+def open_container(source: VideoFile) -> InputContainer:
     """Raises DecodeError if it is not a video."""
     data = source.data
     # "file:", as FFmpeg takes what stands before a colon for a protocol.

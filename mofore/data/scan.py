@@ -22,7 +22,7 @@ from mofore.data.pyav_reader import (
     open_container,
     shown_size,
 )
-from mofore.data.storage import DecodeError, Source
+from mofore.data.storage import DecodeError, VideoFile
 
 DEFAULT_RATE = Fraction(25)  # frames per second, as ffmpeg assumes for a stream that states none
 
@@ -42,7 +42,7 @@ class Scan(NamedTuple):
     stated: float
 
 
-def scan(source: Source) -> Scan:
+def scan(source: VideoFile) -> Scan:
     """Raises DecodeError if there is no video stream, or no frame that can be decoded."""
     with open_container(source) as container:
         stream = choose_stream(source.uri, container)
@@ -111,7 +111,7 @@ def _index(
 
 
 def describe(
-    source: Source, offset: int | None, found: Scan, decoder: Decoder, access: Access
+    source: VideoFile, offset: int | None, found: Scan, decoder: Decoder, access: Access
 ) -> Video:
     """The row of a scanned video. Raises DecodeError if it is too short for one."""
     index, frames = found.frame_index, len(found.checksums)

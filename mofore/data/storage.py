@@ -18,7 +18,7 @@ class DecodeError(Exception):
         return f"{self.uri}: {self.reason}"
 
 
-class Source(NamedTuple):
+class VideoFile(NamedTuple):
     """A video to open: its `uri`, for messages, and the path of a local file or its bytes."""
 
     uri: str
@@ -35,7 +35,7 @@ class Source(NamedTuple):
             raise DecodeError(self.uri, os_reason(error)) from None
 
 
-def load(uri: str, offset: int | None = None, size: int | None = None) -> Source:
+def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoFile:
     """The path of a local file, or the bytes [offset, offset + size) if an offset is given.
 
     Other file systems are read whole by fsspec. Its file system is created here, in the process
@@ -44,9 +44,9 @@ def load(uri: str, offset: int | None = None, size: int | None = None) -> Source
     Raises DecodeError if the bytes cannot be read.
     """
     if offset is None and uri.startswith("file://"):
-        return Source(uri, uri.removeprefix("file://"))
+        return VideoFile(uri, uri.removeprefix("file://"))
     if offset is None and "://" not in uri:
-        return Source(uri, uri)
+        return VideoFile(uri, uri)
     try:
         system, path = fsspec.url_to_fs(uri)
         part = () if offset is None else (offset, offset + (size or 0))
@@ -58,7 +58,16 @@ def load(uri: str, offset: int | None = None, size: int | None = None) -> Source
         raise DecodeError(uri, reason) from error
     if offset is not None and len(data) != size:
         raise DecodeError(uri, f"the file ends inside this member (offset {offset}, size {size})")
-    return Source(uri, data)
+    return VideoFile(uri, data)
+
+
+def fingerprint(uri: str) -> str:
+    """What the file system says of a file (size, times, ETag) as a hash; "" if it does not say."""
+    try:
+        system, path = fsspec.url_to_fs(uri)
+        return system.ukey(path)
+    except Exception:  # each file system has its own exceptions
+        return ""
 
 
 def os_reason(error: OSError) -> str:

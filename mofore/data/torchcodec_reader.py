@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mofore.data.frame_index import FrameIndex
-from mofore.data.storage import DecodeError, Source, first_line
+from mofore.data.storage import DecodeError, VideoFile, first_line
 from mofore.errors import UserError
 
 CHUNK_FRAMES = 16  # in memory at a time
@@ -21,7 +21,7 @@ class TorchcodecReader:
     or has other frames than `index`.
     """
 
-    def __init__(self, source: Source, index: FrameIndex) -> None:
+    def __init__(self, source: VideoFile, index: FrameIndex) -> None:
         self.source = source
         decoders = import_torchcodec()
         try:

@@ -16,18 +16,21 @@ import numpy as np
 from mofore.data.decode import open_reader
 from mofore.data.manifest import VIDEO_COLUMNS, Access, Decoder, Row, Video
 from mofore.data.scan import Scan, checksum, describe, scan
-from mofore.data.storage import DecodeError, Source, load, os_reason
+from mofore.data.storage import DecodeError, VideoFile, fingerprint, load, os_reason
 
 MAX_BAD_SHARE = 0.1
 DECODERS = (Decoder.pyav,)
 
 
 class Verified(NamedTuple):
-    """A video that can be used, its frames that cannot, and the SHA-256 of its bytes (hex)."""
+    """A video that can be used, its frames that cannot, the SHA-256 of its bytes (hex), and the
+    fingerprint of its file.
+    """
 
     video: Video
     bad_frames: int
     digest: str
+    fingerprint: str
 
     def row(self, uri: str | None = None, **annotations: str | None) -> Row:
         """As in a manifest. uri: in place of the one that was opened. annotations: label, group,
@@ -36,7 +39,9 @@ class Verified(NamedTuple):
         values: dict[str, Any] = {name: getattr(self.video, name) for name in VIDEO_COLUMNS}
         values["uri"] = uri or self.video.uri
         values |= annotations
-        return Row(**values, bad_frames=self.bad_frames, digest=self.digest)
+        values |= self._asdict()
+        del values["video"]
+        return Row(**values)
 
 
 def verify_video(
@@ -58,11 +63,12 @@ def verify_video(
         uri.encode()
     except UnicodeEncodeError:
         raise DecodeError(uri, "the file name is not UTF-8: rename the file") from None
+    before = fingerprint(uri)  # a file that changes from here on is noticed
     source = load(uri, offset, size)
     digest = _hash(source)
     found = scan(source)
     _check_damage(uri, found, max_bad_share)
-    return Verified(_choose_access(source, offset, found, decoders), found.bad, digest)
+    return Verified(_choose_access(source, offset, found, decoders), found.bad, digest, before)
 
 
 def _check_damage(uri: str, found: Scan, max_bad_share: float) -> None:
@@ -74,7 +80,7 @@ def _check_damage(uri: str, found: Scan, max_bad_share: float) -> None:
 
 
 def _choose_access(
-    source: Source, offset: int | None, found: Scan, decoders: Sequence[Decoder]
+    source: VideoFile, offset: int | None, found: Scan, decoders: Sequence[Decoder]
 ) -> Video:
     for decoder in decoders if found.timed else ():
         video = describe(source, offset, found, decoder, Access.seek)
@@ -83,7 +89,7 @@ def _choose_access(
     return describe(source, offset, found, Decoder.pyav, Access.order)
 
 
-def _seeks_right(source: Source, video: Video, checksums: list[int]) -> bool:
+def _seeks_right(source: VideoFile, video: Video, checksums: list[int]) -> bool:
     """Whether seeking returns every frame as decoding in order does.
 
     Half of the frames are read at a time, so that the reader also leaves out frames.
@@ -100,7 +106,7 @@ def _seeks_right(source: Source, video: Video, checksums: list[int]) -> bool:
     return True
 
 
-def _hash(source: Source) -> str:
+def _hash(source: VideoFile) -> str:
     """SHA-256 of the bytes, hex. Opens a local file first, and so reports why it is unreadable."""
     if isinstance(source.data, bytes):
         sha, length = hashlib.sha256(source.data), len(source.data)

@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 
 from pebble import ProcessExpired, ProcessPool
@@ -17,13 +17,15 @@ TIMEOUT_BYTES = 20_000_000
 
 def verify_all(
     sources: Sequence[Source], check: Callable[..., Verified], workers: int, timeout: float
-) -> list[Verified | str]:
-    """For each source what `check` found, or the reason why it was refused.
+) -> Iterator[tuple[int, Verified | str]]:
+    """The number of each source and what `check` found, or the reason why it was refused; in the
+    order in which they are done.
 
     check: called with the uri, offset and size of a source. workers: processes. timeout: seconds
     allowed for a video, and again for each TIMEOUT_BYTES of it.
     """
-    results: list[Verified | str] = [""] * len(sources)
+    if not sources:
+        return
     queue = iter(range(len(sources)))
     pending: dict[Future, int] = {}
     workers = min(workers, len(sources))
@@ -35,14 +37,13 @@ def verify_all(
                 pending[_schedule(pool, check, sources[index], timeout)] = index
             while pending:
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    results[pending.pop(future)] = _result(future, timeout)
+                    yield pending.pop(future), _result(future, timeout)
                     bar.update()
                     if (index := next(queue, None)) is not None:
                         pending[_schedule(pool, check, sources[index], timeout)] = index
     finally:  # on Ctrl-C too: no worker may outlive this function
         pool.stop()
         pool.join()
-    return results
 
 
 def _schedule(

@@ -252,7 +252,10 @@ def test_a_decoder_that_is_not_installed_is_named(tmp_path, monkeypatch):
     path = write(tmp_path / "a.mp4", *H264)
     video = verify_video(str(path), decoders=[Decoder.torchcodec]).video
     monkeypatch.setitem(sys.modules, "torchcodec.decoders", None)
-    with pytest.raises(UserError, match=r"torchcodec cannot be used.*pip install"):
-        open_video(video)
+    with (
+        pytest.raises(UserError, match=r"torchcodec cannot be used.*pip install"),
+        open_video(video),
+    ):
+        pass
     with pytest.raises(UserError, match=r"torchcodec cannot be used.*pip install"):
         prepare(tmp_path, tmp_path / "out", decoders=[Decoder.torchcodec])
