@@ -112,6 +112,7 @@ def generated_manifest(rows: int) -> pa.Table:
         "index": [INDEX] * rows,
         "bad_frames": np.zeros(rows, dtype=np.int64),
         "digest": [digest.tobytes().hex() for digest in digests],
+        "fingerprint": [digest[:8].tobytes().hex() for digest in digests],
     }
     nothing = pa.nulls(rows, pa.string())
     return pa.table({name: columns.get(name, nothing) for name in SCHEMA.names}, schema=SCHEMA)

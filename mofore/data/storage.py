@@ -5,6 +5,12 @@ import re
 from typing import NamedTuple
 
 import fsspec
+import tenacity
+
+READ_ATTEMPTS = 5
+READ_WAIT = 0.5  # seconds, at most, before the second attempt; doubles with each one
+# Errors that no second attempt changes; ValueError is that of a scheme that fsspec does not know.
+CERTAIN = (FileNotFoundError, PermissionError, ImportError, ValueError)
 
 
 class DecodeError(Exception):
@@ -38,8 +44,9 @@ class VideoFile(NamedTuple):
 def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoFile:
     """The path of a local file, or the bytes [offset, offset + size) if an offset is given.
 
-    Other file systems are read whole by fsspec. Its file system is created here, in the process
-    that reads: s3fs and others do not survive a fork.
+    Other file systems are read whole by fsspec, and again if that fails in a way that may pass.
+    The file system is created here, in the process that reads: s3fs and others do not survive a
+    fork.
 
     Raises DecodeError if the bytes cannot be read.
     """
@@ -47,12 +54,11 @@ def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoF
         return VideoFile(uri, uri.removeprefix("file://"))
     if offset is None and "://" not in uri:
         return VideoFile(uri, uri)
+    part = () if offset is None else (offset, offset + (size or 0))
     try:
-        system, path = fsspec.url_to_fs(uri)
-        part = () if offset is None else (offset, offset + (size or 0))
-        data = system.cat_file(path, *part)
-    except FileNotFoundError:
-        raise DecodeError(uri, "no such file") from None
+        data = _read(uri, *part)
+    except (FileNotFoundError, PermissionError) as error:
+        raise DecodeError(uri, os_reason(error)) from None
     except Exception as error:  # each file system has its own exceptions
         reason = f"cannot be read: {type(error).__name__}: {first_line(error)}"
         raise DecodeError(uri, reason) from error
@@ -61,11 +67,26 @@ def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoF
     return VideoFile(uri, data)
 
 
+@tenacity.retry(
+    retry=tenacity.retry_if_not_exception_type(CERTAIN),
+    stop=tenacity.stop_after_attempt(READ_ATTEMPTS),
+    wait=tenacity.wait_random_exponential(multiplier=READ_WAIT, max=10),
+    reraise=True,
+)
+def _read(uri: str, *part: int) -> bytes:
+    """Bytes of a file, or those of `part`: start and end."""
+    system, path = fsspec.url_to_fs(uri)
+    data = system.cat_file(path, *part)
+    if part and len(data) != part[1] - part[0] and system.size(path) >= part[1]:
+        raise OSError(f"{len(data)} bytes came in place of {part[1] - part[0]}")
+    return data
+
+
 def fingerprint(uri: str) -> str:
     """What the file system says of a file (size, times, ETag) as a hash; "" if it does not say."""
     try:
         system, path = fsspec.url_to_fs(uri)
-        return system.ukey(path)
+        return str(system.ukey(path))[:16]  # 64 bits
     except Exception:  # each file system has its own exceptions
         return ""
 
