@@ -118,7 +118,8 @@ def test_prepare_parses_its_own_flags(tmp_path: Path, capsys: pytest.CaptureFixt
     assert argv == ["prepare", str(tmp_path), *flags]
     assert config["split"] == ["a", "b"]
     assert set(config) == {
-        *("root", "out", "listing", "split", "classes", "groups", "workers", "timeout")
+        *("root", "out", "listing", "split", "classes", "groups", "workers", "timeout"),
+        *("decoders", "max_bad_share"),
     }
 
 
