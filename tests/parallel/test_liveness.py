@@ -21,8 +21,7 @@ TIMEOUT = 20  # seconds; more than workers take to start on a busy machine
 
 @pytest.mark.ranks
 @pytest.mark.slow
-@pytest.mark.parametrize("which", [0, 1])
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(("number", "which"), [(signal.SIGKILL, 0), (signal.SIGSTOP, 1)])
 def test_a_lost_rank_ends_the_others(tmp_path, manifest, number, which):
     """Within the configured time, with a message that names it and exit code 75."""
     run = tmp_path / "run"
