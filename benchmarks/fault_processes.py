@@ -30,7 +30,7 @@ class RankProcess:
         if self.pid:
             return
         code = 1
-        try:  # nothing may leave this process alive: it would go on as the campaign
+        try:  # an exception that leaves here would run the campaign in this process
             os.setsid()
             with log.open("a") as file:
                 os.dup2(file.fileno(), 1)

@@ -8,8 +8,8 @@ AVI, H.264 as x264 writes it by default, and a minute of 720p.
     torchcodec  the same with its get_frames_at, if it is installed and finds FFmpeg's libraries
     MoFore      the row of a manifest, as a worker reads it in training
 
-`--memory N` reads N samples with MoFore and with decord, each in a process of its own, and prints
-the memory of the process as it goes.
+`--memory N` reads N samples with decord and with MoFore, in separate processes, and prints the
+memory of each process ten times.
 """
 
 import argparse

@@ -24,6 +24,14 @@ TINY = (
     "forecaster.depth=1",
     "forecaster.heads=3",
 )
+# For plans: what autograd keeps of 64 clips does not fit on a small GPU.
+LARGE_BATCH = (
+    "data.manifest=none",
+    "backbone=vit_tiny",
+    "backbone.depth=4",
+    "forecaster.depth=1",
+    "global_batch=64",
+)
 # Two targets, warm-up, decay, clipping and a checkpoint half way.
 SMALL = (
     "steps=4",

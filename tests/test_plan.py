@@ -11,18 +11,10 @@ from mofore.memory import count_parameters, rank_memory, rank_state
 from mofore.plan import GIB, change_config, find_remedies, make_plan, memory_limit, suggest
 from mofore.plan_sizes import plan_size
 from mofore.precision import Precision
-from tests.small import TINY
+from tests.small import LARGE_BATCH, TINY
 
 BF16 = Precision.bf16
 H100 = find_gpu("h100")
-# What autograd keeps of 64 clips does not fit on the small GPU.
-CLIPS = (
-    "data.manifest=none",
-    "backbone=vit_tiny",
-    "backbone.depth=4",
-    "forecaster.depth=1",
-    "global_batch=64",
-)
 SMALL_GPU = GPU("small", 2.2, 100.0, 50.0, 10.0)
 
 
@@ -46,7 +38,7 @@ def test_time_and_cost() -> None:
 
 def test_remedies_fit() -> None:
     """Each changes the configuration so that it fits, which it did not before."""
-    config = compose(PretrainConfig, list(CLIPS))
+    config = compose(PretrainConfig, list(LARGE_BATCH))
     limit = memory_limit(SMALL_GPU)
     assert rank_memory(config, 2, BF16).peak > limit
     remedies = find_remedies(config, 2, BF16, limit)
@@ -60,7 +52,7 @@ def test_remedies_fit() -> None:
 
 
 def test_the_suggested_micro_batch_is_the_largest_that_fits() -> None:
-    config = compose(PretrainConfig, list(CLIPS))
+    config = compose(PretrainConfig, list(LARGE_BATCH))
     limit = memory_limit(SMALL_GPU)
     (size,) = (
         remedy.changes["micro_batch"]
@@ -81,7 +73,7 @@ def test_a_stage_is_suggested_if_the_state_is_too_large() -> None:
 
 
 def test_suggestion() -> None:
-    config = compose(PretrainConfig, list(CLIPS))
+    config = compose(PretrainConfig, list(LARGE_BATCH))
     text = suggest(config, 1, 5 * GIB // 2)
     assert "micro_batch=" in text
     assert "backbone.grad_checkpoint_every=1" in text
@@ -92,7 +84,7 @@ def test_suggestion() -> None:
 def test_table_of_sizes() -> None:
     """Smallest first; the largest micro-batch fits, and a tenth more does not."""
     configs = {
-        name: compose(PretrainConfig, [*CLIPS, f"backbone.depth={depth}"])
+        name: compose(PretrainConfig, [*LARGE_BATCH, f"backbone.depth={depth}"])
         for name, depth in (("deep", 4), ("flat", 2))
     }
     table = sweep_table(configs, argparse.Namespace(ranks=2, mfu=0.4), SMALL_GPU)

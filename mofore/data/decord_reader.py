@@ -35,9 +35,7 @@ class DecordReader:
         except (decord.DECORDError, RuntimeError, AssertionError) as error:
             reason = f"not a video or damaged: {first_line(error)}"
             raise DecodeError(source.uri, reason) from None
-        if len(self._decord) != len(index.ticks):
-            found = f"{len(self._decord)} frames in place of {len(index.ticks)}"
-            raise DecodeError(source.uri, f"{found}: the file has changed")
+        index.check_frames(source.uri, len(self._decord))
 
     def frames(self, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """The frames at ascending, distinct indices, one after the other: u8 [H, W, 3].

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import fsspec
 
+from mofore.data.storage import local_path
 from mofore.errors import UserError
 
 SUFFIXES = (
@@ -59,8 +60,7 @@ class Videos(NamedTuple):
 
 def parse_root(root: str) -> Root:
     """Raises UserError if a local folder does not exist or fsspec cannot open a URL."""
-    if root.startswith("file://") and "::" not in root:
-        root = root.removeprefix("file://")
+    root = local_path(root)
     if os.path.isdir(root):
         return Root(os.path.join(os.path.abspath(root), ""))
     if "://" not in root and "::" not in root:

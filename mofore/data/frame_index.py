@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mofore.data.storage import DecodeError
+
 HEADER = struct.Struct("<qqqqII")  # first, end, time base (2), number of frames, of key frames
 
 
@@ -34,6 +36,12 @@ class FrameIndex(NamedTuple):
     def duration(self) -> float:
         """Seconds from the start of the first frame to the end of the last."""
         return float((self.end - int(self.ticks[0])) * self.time_base)
+
+    def check_frames(self, uri: str, frames: int) -> None:
+        """Raise DecodeError if a decoder finds another number of frames."""
+        if frames != len(self.ticks):
+            found = f"{frames} frames in place of {len(self.ticks)}"
+            raise DecodeError(uri, f"{found}: the file has changed")
 
     def pack(self) -> bytes:
         """About 60 bytes if the frames are evenly spaced."""

@@ -1,7 +1,6 @@
 """Rows that an earlier `prepare` verified: of its manifest, or of a scan that was interrupted.
 
-A file that has not changed since is not decoded again. Whether it has is told by what its file
-system says of it: size and times, or an ETag.
+A file is decoded again only if it has changed: if its size, times or ETag differ.
 """
 
 import base64
@@ -13,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mofore.data.manifest import Access, Decoder, Row, plain_values, read_rows
+from mofore.data.manifest import Access, Decoder, Row, from_plain_values, plain_values, read_rows
 from mofore.data.sources import Source
 from mofore.data.storage import fingerprint
 from mofore.errors import UserError
@@ -71,7 +70,5 @@ def read_journal(path: Path) -> list[Row]:
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 values: dict[str, Any] = json.loads(line)
                 values["index"] = base64.b64decode(values["index"])
-                values["decoder"] = Decoder(values["decoder"])
-                values["access"] = Access(values["access"])
-                rows.append(Row(**values))
+                rows.append(from_plain_values(values))
     return rows

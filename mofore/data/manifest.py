@@ -210,16 +210,19 @@ def plain_values(row: Row) -> dict[str, Any]:
     return asdict(row) | {"decoder": row.decoder.value, "access": row.access.value}
 
 
+def from_plain_values(values: dict[str, Any]) -> Row:
+    """The row of `plain_values`. Raises ValueError, TypeError or KeyError for other values."""
+    known = {"decoder": Decoder(values["decoder"]), "access": Access(values["access"])}
+    return Row(**values | known)
+
+
 def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     """All columns of all rows, uris as stored. Raises UserError if there is no manifest at `path`.
 
     For `prepare`, not for training: rows have annotations.
     """
-    rows = []
-    for values in _read(os.fspath(path), SCHEMA.names).to_pylist():
-        values["decoder"], values["access"] = Decoder(values["decoder"]), Access(values["access"])
-        rows.append(Row(**values))
-    return rows
+    table = _read(os.fspath(path), SCHEMA.names)
+    return [from_plain_values(values) for values in table.to_pylist()]
 
 
 def _read(path: str, columns: list[str]) -> pa.Table:

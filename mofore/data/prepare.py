@@ -17,6 +17,7 @@ from mofore.data.annotate import annotate
 from mofore.data.known_rows import KnownRows
 from mofore.data.manifest import Access, Decoder, Row, write_manifest
 from mofore.data.sources import Source, examples, find_sources
+from mofore.data.storage import local_path
 from mofore.data.torchcodec_reader import import_torchcodec
 from mofore.data.verify import DECODERS, MAX_BAD_SHARE, Verified, verify_video
 from mofore.data.verify_workers import verify_all
@@ -87,8 +88,7 @@ def prepare(
     sources, notes = find_sources(root, listing)
     notes += annotate(sources, splits, classes, groups)
     check = functools.partial(verify_video, decoders=decoders, max_bad_share=max_bad_share)
-    if root.startswith("file://") and "::" not in root:
-        root = root.removeprefix("file://")
+    root = local_path(root)
     root = root.rstrip("/") if "://" in root else os.path.abspath(root)
     known = KnownRows(out, decoders, max_bad_share)
     unchanged, changed = _split_known(sources, known, root)

@@ -8,21 +8,18 @@ others are skipped before they are decoded.
 import io
 from collections import deque
 from collections.abc import Iterator
-from fractions import Fraction
-from typing import Any
 
 import av
 import numpy as np
 from av.container import InputContainer
-from av.filter import Graph
 from av.packet import Packet
 from av.stream import Disposition
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from mofore.data.conversion import Converter
 from mofore.data.frame_index import FrameIndex
-from mofore.data.orientation import Filter, orientation_filters, swaps_sides
 from mofore.data.storage import DecodeError, VideoFile, os_reason
 
 av.logging.set_level(av.logging.PANIC)  # FFmpeg logs every irregularity; errors are exceptions
@@ -104,7 +101,6 @@ class PyAVReader:
 
     def _decode_from(self, key: int, wanted: frozenset[int]) -> Iterator[VideoFrame]:
         """Frames from key frame number `key` on; others than the `wanted` ones may be missing."""
-        codec = self._stream.codec_context
         try:
             if key:
                 ticks = int(self.index.ticks[self.index.keys[key]])
@@ -112,8 +108,8 @@ class PyAVReader:
             elif not self._at_start:
                 self.close()
                 self._open()
-                codec = self._stream.codec_context
             self._at_start = False
+            codec = self._stream.codec_context
             for packet in self._container.demux(self._stream):
                 skipped = packet.pts is not None and packet.pts not in wanted
                 codec.skip_frame = "NONREF" if skipped else "DEFAULT"
@@ -124,51 +120,6 @@ class PyAVReader:
                 yield from (frame for frame in frames if not frame.is_corrupt)
         except av.FFmpegError:  # the file ends early: the caller misses its frames
             return
-
-
-class Converter:
-    """Frames as decoded -> RGB u8 [H, W, 3] as shown, all of one size, as ffmpeg converts them."""
-
-    def __init__(self, width: int, height: int) -> None:
-        self.width, self.height = width, height
-        self._kind: tuple | None = None  # of the frames for which the filters are built
-
-    def __call__(self, frame: VideoFrame) -> NDArray[np.uint8]:
-        filters = display_filters(frame)
-        size, colours = (frame.width, frame.height), (frame.colorspace, frame.color_range)
-        kind = (size, frame.format.name, colours, tuple(filters))
-        if kind != self._kind:
-            self._graph, self._kind = self._build(frame, filters), kind
-        self._graph.push(frame)
-        return self._graph.vpull().to_ndarray()  # type: ignore[return-value]  # of rgb24
-
-    def _build(self, frame: VideoFrame, filters: list[Filter]) -> Graph:
-        graph = Graph()
-        graph.threads = 1
-        size = shown_size(frame)
-        if size != (self.width, self.height):
-            filters = [*filters, ("scale", f"{self.width}:{self.height}:flags=bicubic")]
-        buffer = graph.add_buffer(
-            width=frame.width,
-            height=frame.height,
-            format=frame.format,
-            time_base=frame.time_base or Fraction(1, 1000),
-        )
-        nodes = [graph.add(*parts) for parts in (*filters, ("format", "rgb24"))]
-        graph.link_nodes(buffer, *nodes, graph.add("buffersink")).configure()
-        return graph
-
-
-def display_filters(frame: VideoFrame) -> list[Filter]:
-    """Those that its display matrix asks for."""
-    data: Any = frame.side_data.get("DISPLAYMATRIX")
-    return [] if data is None else orientation_filters(np.frombuffer(data, "=i4").tolist())
-
-
-def shown_size(frame: VideoFrame) -> tuple[int, int]:
-    """Width and height of a frame as it is shown, in pixels."""
-    size = frame.width, frame.height
-    return size[::-1] if swaps_sides(display_filters(frame)) else size
 
 
 def open_container(source: VideoFile) -> InputContainer:
@@ -226,11 +177,7 @@ class SequentialDecoder:
             if is_last and packet.is_corrupt:  # the end of the file cuts it off
                 self.bad += 1
                 continue
-            for frame in self._decode(packet):
-                if frame.is_corrupt:
-                    self.bad += 1
-                else:
-                    yield frame
+            yield from self._decode(packet)
         yield from self._decode(None)  # frames that the decoder holds back
         self.lost = max(0, len(self.stream.index_entries) - packets)
 
@@ -248,8 +195,12 @@ class SequentialDecoder:
                 yield held, True
 
     def _decode(self, packet: "Packet[VideoStream] | None") -> list[VideoFrame]:
+        """The undamaged frames of a packet."""
         try:
-            return self.stream.codec_context.decode(packet)
+            frames = self.stream.codec_context.decode(packet)
         except av.FFmpegError:
             self.bad += packet is not None
             return []
+        undamaged = [frame for frame in frames if not frame.is_corrupt]
+        self.bad += len(frames) - len(undamaged)
+        return undamaged

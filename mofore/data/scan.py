@@ -13,14 +13,13 @@ from av.container import InputContainer
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
+from mofore.data.conversion import Converter, shown_size
 from mofore.data.frame_index import FrameIndex
 from mofore.data.manifest import Access, Decoder, Video
 from mofore.data.pyav_reader import (
-    Converter,
     SequentialDecoder,
     choose_stream,
     open_container,
-    shown_size,
 )
 from mofore.data.storage import DecodeError, VideoFile
 
@@ -28,7 +27,7 @@ DEFAULT_RATE = Fraction(25)  # frames per second, as ffmpeg assumes for a stream
 
 
 class Scan(NamedTuple):
-    """timed: whether each frame has a time of its own, so that a reader can recognise it. bad:
+    """timed: whether the frames have distinct times, so that a reader can tell them apart. bad:
     frames that cannot be decoded, or that the file has lost; no other value counts them. stated:
     seconds that the video has by its header; 0 if it does not say.
     """

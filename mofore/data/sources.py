@@ -19,6 +19,7 @@ from mofore.data.folders import (
     parse_root,
 )
 from mofore.data.lists import read_list
+from mofore.data.storage import local_path
 from mofore.errors import UserError
 
 
@@ -202,8 +203,7 @@ def _locate(root: Root, path: str, listing: str) -> tuple[str, str]:
 
     A relative path is relative to `root` or, if there is no such file, to the list's folder.
     """
-    if path.startswith("file://") and "::" not in path:
-        path = path.removeprefix("file://")
+    path = local_path(path)
     if "://" in path:
         return path, root.key(path) or path
     if root.is_remote and not os.path.isabs(path):

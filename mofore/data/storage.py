@@ -41,6 +41,11 @@ class VideoFile(NamedTuple):
             raise DecodeError(self.uri, os_reason(error)) from None
 
 
+def local_path(uri: str) -> str:
+    """A uri without the scheme `file://`; others, and chains of URLs, stay as they are."""
+    return uri if "::" in uri else uri.removeprefix("file://")
+
+
 def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoFile:
     """The path of a local file, or the bytes [offset, offset + size) if an offset is given.
 
@@ -50,10 +55,9 @@ def load(uri: str, offset: int | None = None, size: int | None = None) -> VideoF
 
     Raises DecodeError if the bytes cannot be read.
     """
-    if offset is None and uri.startswith("file://"):
-        return VideoFile(uri, uri.removeprefix("file://"))
-    if offset is None and "://" not in uri:
-        return VideoFile(uri, uri)
+    path = local_path(uri)
+    if offset is None and "://" not in path:
+        return VideoFile(uri, path)
     part = () if offset is None else (offset, offset + (size or 0))
     try:
         data = _read(uri, *part)

@@ -31,9 +31,7 @@ class TorchcodecReader:
         except (RuntimeError, ValueError) as error:
             reason = f"not a video or damaged: {first_line(error)}"
             raise DecodeError(source.uri, reason) from None
-        if len(self._decoder) != len(index.ticks):
-            found = f"{len(self._decoder)} frames in place of {len(index.ticks)}"
-            raise DecodeError(source.uri, f"{found}: the file has changed")
+        index.check_frames(source.uri, len(self._decoder))
 
     def frames(self, wanted: NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """The frames at ascending, distinct indices, one after the other: u8 [H, W, 3].

@@ -9,7 +9,7 @@ from pebble import ProcessExpired, ProcessPool
 from tqdm import tqdm
 
 from mofore.data.sources import Source
-from mofore.data.storage import DecodeError, first_line
+from mofore.data.storage import DecodeError, first_line, local_path
 from mofore.data.verify import Verified
 
 TIMEOUT_BYTES = 20_000_000
@@ -60,7 +60,7 @@ def _size(source: Source) -> int:
     if source.size is not None:
         return source.size
     try:
-        return os.stat(source.uri.removeprefix("file://")).st_size
+        return os.stat(local_path(source.uri)).st_size
     except (OSError, ValueError):
         return 0
 

@@ -62,7 +62,7 @@ def test_a_rank_holds_the_prefetched_batches_and_its_own() -> None:
 
 @pytest.mark.parametrize(("size", "code"), [("256k", EXIT_USER_ERROR), ("4m", 0)])
 def test_training_does_not_stall(tmp_path: Path, manifest: Path, size: str, code: int) -> None:
-    """In a namespace with a /dev/shm of its own; exit code 2 is not requeued."""
+    """In a mount namespace with a small /dev/shm. Exit code 2 is not requeued."""
     run = tmp_path / "run"
     own = ["workers=1", f"data.manifest={manifest}", f"run_dir={run}", "engine.timeout=60"]
     train = [sys.executable, "-m", "mofore.train", *SMALL, *own]

@@ -7,16 +7,7 @@ import pytest
 
 from mofore.launch import submit
 from mofore.launch.cli import main
-from tests.small import TINY
-
-# What autograd keeps of 64 clips does not fit on the small GPU.
-CLIPS = (
-    "data.manifest=none",
-    "backbone=vit_tiny",
-    "backbone.depth=4",
-    "forecaster.depth=1",
-    "global_batch=64",
-)
+from tests.small import LARGE_BATCH, TINY
 
 
 def test_command(capsys: pytest.CaptureFixture) -> None:
@@ -32,7 +23,7 @@ def test_command(capsys: pytest.CaptureFixture) -> None:
 
 
 def test_command_refuses_what_cannot_fit(capsys: pytest.CaptureFixture) -> None:
-    argv = ["plan", *CLIPS, "--gpu", "mine", "--gpu-memory", "2.5", "--gpu-tflops", "100"]
+    argv = ["plan", *LARGE_BATCH, "--gpu", "mine", "--gpu-memory", "2.5", "--gpu-tflops", "100"]
     assert main(argv) == 2
     captured = capsys.readouterr()
     assert "peak of a step" in captured.out
@@ -71,7 +62,7 @@ def test_submission_warns(
     manifest: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
 ) -> None:
     """It does not refuse, and knows nothing without the type of the GPUs."""
-    keys = [each for each in CLIPS if "manifest" not in each and "batch" not in each]
+    keys = [each for each in LARGE_BATCH if "manifest" not in each and "batch" not in each]
     argv = [f"data.manifest={manifest}", f"run_dir={tmp_path}", *keys, "global_batch=512"]
     cluster = ["cluster=slurm", "cluster.gpus_per_node=1"]
     with caplog.at_level(logging.WARNING):
